@@ -119,6 +119,7 @@ CUT := $(VENV)/bin/python -m tests.powercut
 powercut: setup packages
 ifeq ($(POWERCUT),)
 	$(CUT) ext4 ext4
+	$(CUT) ext4 ext4 --full
 	$(CUT) xfs btrfs reflink
 	$(CUT) btrfs xfs reflink
 else

@@ -15,7 +15,7 @@ from backup_vm.archive.notes import load as load_notes
 from backup_vm.archive.sessions import Session
 from backup_vm.errors import DamagedError, SparsebakError, UsageError, WrongKeyError
 from backup_vm.unsealing import AnyKeys, unseal
-from common.text import is_session_name, session_name
+from common.text import session_name
 from wire.chunks import NotAuthentic
 from wire.grants import Grant
 from wire.names import BadName, parse_name, parse_volume_name, set_aside
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIX = ".img"
 """What a session's name ends with where it is shown as an image file."""
+_NAMED = 4
 
 
 class Named(NamedTuple):
@@ -318,7 +319,7 @@ def find_session(volume: Named, wanted: str) -> Session:
         found
         or [s for s in volume.sessions if wanted in volume.notes.of(s.clear.session).tags][-1:]
     )
-    if not found and not is_session_name(wanted):
+    if not found:
         found = [
             s
             for s in volume.sessions
@@ -334,12 +335,10 @@ def find_session(volume: Named, wanted: str) -> Session:
             f"{volume.name} has no session {wanted}", f"see: sparsebak list {volume.name}"
         )
     if len(found) > 1:
+        names = ", ".join(one.name for one in found[:_NAMED])
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         raise SparsebakError(
             f"{wanted} could be {len(found)} sessions of {volume.name}",
-            (
-                "give its whole name"
-                if found[0].name != found[1].name  # which takes damage, or a clock that went back
-                else f"name one by its id: {', '.join(s.clear.session.hex() for s in found[:4])}"
-            ),
+            f"give a whole name: {names}{more}",
         )
     return found[0]

@@ -20,25 +20,35 @@ from common.text import printable
 from wire import VERSION
 
 COMMANDS = (
-    *("init", "backup", "list", "status", "report", "diff", "restore", "assemble", "mount"),
-    *(
-        "files",
-        "verify",
-        "drill",
-        "scrub",
-        "prune",
-        "delete",
-        "tag",
-        "export",
-        "import",
-        "copy",
-        "keys",
-        "records",
-        "serve",
-        "open",
-        "doctor",
-    ),
-    *("inspect", "unlock", "upkeep", "ui"),
+    "init",
+    "backup",
+    "list",
+    "status",
+    "report",
+    "diff",
+    "restore",
+    "assemble",
+    "mount",
+    "files",
+    "verify",
+    "drill",
+    "scrub",
+    "prune",
+    "delete",
+    "tag",
+    "export",
+    "import",
+    "copy",
+    "keys",
+    "records",
+    "serve",
+    "open",
+    "doctor",
+    "inspect",
+    "unlock",
+    "wait",
+    "upkeep",
+    "ui",
 )
 _EPILOG = """exit codes: 0 done; 1 failed; 2 wrong usage; 3 some volumes failed; 4 damage found;
 5 the agent refused or cannot be reached; 10 no archive there; 11 archive in use; 12 wrong or no
@@ -110,8 +120,7 @@ def _run(words: list[str]) -> int:
 
 
 def _tell(error: SparsebakError) -> None:
-    hint = f" ({error.hint})" if error.hint else ""
-    line = printable(" ".join(f"{error}{hint}".split()))
+    line = printable(" ".join(error.line().split()))
     output.complain(f"{journal_prefix(3)}sparsebak: {line}")
 
 

@@ -60,7 +60,7 @@ def _place_options(option: Callable[..., None]) -> None:
         "--archive",
         type=given,
         metavar="DIR",
-        help="the archive's directory, or its URL: s3://, gs://, az://, sftp://",
+        help="the archive's folder, or its URL: s3://, gs://, az://, sftp://",
     )
     option(
         "--as-of",
@@ -72,7 +72,7 @@ def _place_options(option: Callable[..., None]) -> None:
         "--config",
         type=path,
         metavar="FILE",
-        help="settings (default: ~/.config/sparsebak/config.toml)",
+        help="settings file (default: ~/.config/sparsebak/config.toml)",
     )
     option("--require-mount", type=path, metavar="DIR", help="do nothing unless this is mounted")
     option(
@@ -96,7 +96,7 @@ def _talk_options(option: Callable[..., None]) -> None:
         default=False,
         help="never ask; where an answer would be needed, fail",
     )
-    option("--json", action="store_true", default=False, help="print data for programs")
+    option("--json", action="store_true", default=False, help="print data as JSON, for programs")
     option(
         "--progress-fd",
         type=int,

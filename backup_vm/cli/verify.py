@@ -11,7 +11,6 @@ from backup_vm.cli.context import Context
 from backup_vm.cli.options import given, part_options, rate_option
 from backup_vm.cli.reading import reading_options
 from backup_vm.errors import DamagedError, Exit, SparsebakError
-from common.text import session_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +89,7 @@ def _from_backup_vm(context: Context) -> int:
     with context.progress("verify", sum(one.size for one in records)) as progress:
         for record in records:
             problem = problem_of(there, record, progress)
-            session = session_name(record.time)
+            session = there.title(record)
             if problem is None:
                 context.say(f"{record.name} {session}: authentic and complete")
             else:

@@ -200,9 +200,8 @@ class QubesCatalog(VolumeCatalog):
         return bool(tags) and not set(tags).isdisjoint(domain.tags)
 
     def _volume(self, qube: str, volume: str, klass: str) -> Volume | Skipped:
-        raw = self._app.qubesd_call(qube, "admin.vm.volume.Info", volume).decode(
-            "ascii"
-        )  # all of it in one call
+        # All that is known of the volume, in one call.
+        raw = self._app.qubesd_call(qube, "admin.vm.volume.Info", volume).decode("ascii")
         info = dict(line.split("=", 1) for line in raw.splitlines())
         if info["save_on_stop"] != "True":
             return Skipped(f"{qube}/{volume}", "it is not kept when the qube stops")

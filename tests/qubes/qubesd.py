@@ -125,12 +125,13 @@ class Qubesd:
         self._thread.join(10)
         self._server.close()
 
-    @property
-    def a_device(self) -> str:
-        """A line of one that is given for good, as this release writes it."""
-        return "dom0+00_14.0 " + (
-            "persistent=yes\n" if self.release == "4.2" else "required=True\n"
-        )
+    def a_device(self, qube: str = "work") -> str:
+        """A line of one that is given to a qube for good, as this release writes it."""
+        if self.release == "4.2":
+            return "dom0+00_14.0 persistent=yes\n"
+        device = "0x8086:0xa0ed::p0c0330"
+        port = "port_id='00_14.0' devclass='pci' backend_domain='dom0' mode='required'"
+        return f"dom0+00_14.0:{device} device_id='{device}' {port} frontend_domain='{qube}'\n"
 
     def add(
         self,

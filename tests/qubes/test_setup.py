@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from threading import Event, Thread
 
 import pytest
 
@@ -148,38 +147,11 @@ def test_a_backup_from_dom0(
     monkeypatch.setattr(qubesadmin.vm.QubesVM, "run_service", run_service, raising=False)
     monkeypatch.setattr(backup_command, "notify", lambda *words, **named: told.append(words))
     assert agent(qubes, "backup", "--quiet") == (code if code in (0, Exit.NOT_NOW) else 1)
-    assert seen == [("qubes.VMExec+sparsebak+backup+----all+--q", "user", "Running")]
+    asked = [backup_command.SERVICE] + [f"{backup_command.QUIET}0"] * (state == "Halted")
+    assert seen == [(service, "user", "Running") for service in asked]
     assert keeper.state == state and bool(told) == bool(code)
     titles = {0: [], Exit.NOT_NOW: ["Backup put off"], 3: ["Backup failed"]}
     assert [title for title, _ in told] == titles[code]
-
-
-@pytest.mark.parametrize("state", ["Halted", "Running"])
-def test_the_last_of_two_backups_shuts_the_backup_vm_down(
-    qubes: QubesSite, monkeypatch: pytest.MonkeyPatch, state: str
-) -> None:
-    """ "Back up now" during the nightly one, for which it waits there."""
-    agent(qubes, "setup", BACKUP_VM)
-    keeper, codes, at_work, ended = qubes.qubesd.qubes[BACKUP_VM], [], Event(), Event()
-    keeper.state = state
-    second = Thread(target=lambda: codes.append(agent(qubes, "backup", "-q")))
-
-    def run_service(self: object, service: str, **named: object) -> subprocess.Popen[bytes]:
-        if not second.ident:
-            second.start()
-            assert at_work.wait(10)
-        else:
-            at_work.set()
-            assert ended.wait(10)
-        return subprocess.Popen(["true"])
-
-    import qubesadmin.vm  # type: ignore[import-not-found,unused-ignore]
-
-    monkeypatch.setattr(qubesadmin.vm.QubesVM, "run_service", run_service, raising=False)
-    assert agent(qubes, "backup", "-q") == 0 and keeper.state == "Running"
-    ended.set()
-    second.join()
-    assert codes == [0] and keeper.state == state
 
 
 @pytest.mark.parametrize("waited", [Exit.OK, Exit.LOCKED])
@@ -197,7 +169,10 @@ def test_a_backup_from_dom0_waits_for_the_nightly_check(
 
     def run_service(self: object, service: str, **named: object) -> subprocess.Popen[bytes]:
         words = [from_vmexec(part) for part in service.partition("+")[2].split("+")][1:]
-        given.append(parser(words).parse_args(words).lock_wait)
+        options = parser(words).parse_args(words)
+        if options.command == "wait":
+            return subprocess.Popen(["true"])
+        given.append(options.lock_wait)
         return subprocess.Popen(["sh", "-c", f"exit {codes.pop(0)}"])
 
     import qubesadmin.vm  # type: ignore[import-not-found,unused-ignore]

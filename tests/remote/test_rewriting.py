@@ -18,7 +18,7 @@ from backup_vm.archive.prune import Pruned, prune
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archive.storage.objects import Entry
 from backup_vm.archive.storage.remote import RemoteStorage
-from backup_vm.errors import ForbiddenError
+from backup_vm.errors import ForbiddenError, NoRoomError
 from tests.kit import GRAIN, Site
 from tests.remote.stores import Slow
 
@@ -39,6 +39,8 @@ class Watched(Slow):
         super().__init__(folder, 0.02)
         self.uploads = self.most_uploads = self.changes = 0
         self.last: int | None = None
+        self.full = False
+        """Whether there is no room for a pack."""
         self.keeps = False
         """Whether packs may not be removed."""
         self._mine = threading.Lock()
@@ -61,6 +63,8 @@ class Watched(Slow):
                 self.uploads -= upload
 
     def put(self, name: str, source: Path, old: Entry | None = None) -> str:
+        if self.full and name.startswith("packs/"):
+            raise NoRoomError("HOST cannot store more")
         with self._change(name, True):
             return super().put(name, source, old)
 
@@ -118,6 +122,24 @@ def test_packs_are_written_again_several_at_once(site: Site, store: Watched) -> 
     done, warnings = pruned()
     assert warnings == [] and store.most_uploads > 1
     assert done.space == before - size(site) > 2 * PACKS * GRAIN
+    sound(site)
+
+
+def test_where_there_is_no_room_for_it_that_is_said_and_done_later(
+    site: Site, store: Watched
+) -> None:
+    """Not what keeps every run from beginning, which finds a reclaim that has not ended."""
+    before, store.full = size(site), True
+    done, (said,) = pruned()
+    assert "want of room" in said and "HOST cannot store more" in said and done.space == 0
+    assert size(site) == before
+    sound(site)
+    for _ in range(2):
+        done, (said,) = pruned()
+        assert "want of room" in said
+    store.full = False
+    done, warnings = pruned()
+    assert warnings == [] and done.space == before - size(site) > 2 * PACKS * GRAIN
     sound(site)
 
 

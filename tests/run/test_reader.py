@@ -171,6 +171,42 @@ def test_damage_is_for_what_needs_it(tmp_path: Path) -> None:
     assert done.returncode == 1 and "is missing" in done.stderr
 
 
+@pytest.mark.parametrize("kind", ["damaged", "fifo"])
+def test_no_older_session_is_the_latest(tmp_path: Path, kind: str) -> None:
+    """Of the volume whose newest one is damaged; it must be named."""
+    site = Site(tmp_path / "site", sealed=False, volumes=("work/private", "vault/root"))
+    for _ in range(2):
+        for seed, name in enumerate(site.volumes):
+            fill(site.image(name), 5 * GRAIN, seed)
+            change(site.image(name), random.Random(site.image(name).stat().st_mtime_ns))
+        site.backup()
+    images = site.images()
+    names, target = sorted(images), tmp_path / "image"
+    last = max(site.archive.glob(f"volumes/{volume_of(site)}/*.session"))
+    raw = last.read_bytes()
+    last.unlink()
+    if kind == "fifo":
+        os.mkfifo(last)
+    else:
+        last.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    words = ("assemble", "work/private", "latest", str(target))
+    done = read(site, site.archive, *words)
+    assert done.returncode == 1 and not target.exists(), done.stderr
+    assert str(last) in done.stderr and f"before it: {names[0]}" in done.stderr
+    done = read(site, site.archive, *words[:2], names[0], str(target))
+    assert done.returncode == 0 and target.read_bytes() == images[names[0]]
+    other = read(site, site.archive, "assemble", "vault/root", "latest", str(tmp_path / "other"))
+    assert other.returncode == 0 and (tmp_path / "other").read_bytes() == site.contents(
+        "vault/root"
+    )
+
+
+def volume_of(site: Site, name: str = "work/private") -> str:
+    with site.open() as archive:
+        keys = site.keys(archive)
+        return keys.volume_id(*name.split("/")).hex()
+
+
 @pytest.mark.parametrize("kind", ["fifo", "endless", "huge", "folder"])
 def test_parameters_that_are_no_small_regular_file(site: Site, tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "archive"

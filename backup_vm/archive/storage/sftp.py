@@ -22,7 +22,7 @@ from backup_vm.archive.storage.objects import Changed, Entry, Objects, Space, Un
 from backup_vm.archive.storage.sftp_folders import MOST, Folders
 from backup_vm.archive.storage.sftp_protocol import Attributes, Client, Refused, text
 from backup_vm.archive.storage.ssh import Host
-from backup_vm.errors import ForbiddenError, SparsebakError, UsageError
+from backup_vm.errors import ForbiddenError, NoRoomError, SparsebakError, UsageError
 from common.override import override
 
 _UPLOADING, _WHOLE = ".uploading", ".whole"
@@ -164,7 +164,10 @@ class SftpHost(Objects):
 
     def _upload(self, client: Client, path: bytes, source: Path, size: int) -> str:
         """Have a whole file there, and durable as far as the server can; returns its version."""
-        handle = client.open(path, protocol.FOR_WRITING)
+        try:
+            handle = client.open(path, protocol.FOR_WRITING)
+        except Refused as error:
+            raise self._not_written(client, error) from None
         try:
             with open(source, "rb") as file:
                 client.write(handle, iter(lambda: file.read(protocol.BLOCK), b""))
@@ -192,10 +195,11 @@ class SftpHost(Objects):
         if space is not None and space.free < _ROOM:
             what, free = "the server's disk is full", f", {space.free} bytes are free"
         else:
-            what, free = "the server's disk is likely full, or a quota used up", ""
-        return SparsebakError(
+            what, free = "the server's disk is likely full or read-only, or a quota used up", ""
+        return NoRoomError(
             f"{self._host.name} cannot store more: {what} ({error}{free})",
-            "make room there, or prune old sessions; what was stored is kept",
+            "make room there, or prune old sessions, or where that needs room, too, a newest one"
+            " (prune QUBE/VOLUME --session latest); what was stored is kept",
         )
 
     @override
@@ -235,7 +239,10 @@ class SftpHost(Objects):
         False where that cannot be.
         """
         beside = path.rpartition(b"/")[0] + b"/probe-" + os.urandom(8).hex().encode()
-        handle = self._folders.create(client, beside, protocol.EXCLUSIVE)
+        try:
+            handle = self._folders.create(client, beside, protocol.EXCLUSIVE)
+        except Refused as error:  # for want of room: nothing has that name
+            raise self._not_written(client, error) from None
         try:
             self._fill(client, handle, raw)
         except (Refused, SparsebakError) as error:

@@ -158,9 +158,9 @@ _COMMON: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
             "help": "never ask; where an answer would be needed, fail",
         },
     ),
-    (("-q", "--quiet"), {"action": "store_true", "help": "print errors only"}),
+    (("-q", "--quiet"), {"action": "store_true", "help": "print nothing but errors"}),
     (("-v", "--verbose"), {"action": "store_true", "help": "print more"}),
-    (("--json",), {"action": "store_true", "help": "print data as JSON, where there is any"}),
+    (("--json",), {"action": "store_true", "help": "print data as JSON, for programs"}),
 )
 
 

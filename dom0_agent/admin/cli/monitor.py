@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``sparsebak-agent monitor``: walk the base snapshots on, for the volumes named or for all."""
+"""``sparsebak-agent monitor``: replace the base snapshots, of the volumes named or of all."""
 
 import argparse
 import json
@@ -61,8 +61,13 @@ def _run(options: argparse.Namespace) -> int:
         sweep(keyring)
     if options.json:
         fields = [
-            {"volume": o.name, "changed": o.changed, "busy": o.busy, "error": o.error}
-            for o in outcomes
+            {
+                "volume": outcome.name,
+                "changed": outcome.changed,
+                "busy": outcome.busy,
+                "error": outcome.error,
+            }
+            for outcome in outcomes
         ]
         rest = {"let_go": gone, "new": new, "noted": noted, "unfinished": unfinished}
         print(json.dumps({"volumes": fields, **rest}))
