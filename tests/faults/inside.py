@@ -96,6 +96,6 @@ INSIDE = (
     Scenario("diff without a catalog", ("diff", "work/private", "{first}", "latest"),
              prepare=without_catalog, shows=True),
     Scenario("agent volumes", ("volumes",), agent=True, where=STATE, shows=True),
-    Scenario("agent status", ("status",), agent=True, where=STATE),
-    Scenario("agent check", ("check",), agent=True, where=STATE),
+    Scenario("agent status", ("status",), agent=True, where=STATE, shows=True),
+    Scenario("agent check", ("check",), agent=True, where=STATE, shows=True),
 )  # fmt: skip
