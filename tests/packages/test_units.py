@@ -137,7 +137,9 @@ def test_a_timer_is_due_when_a_machine_wakes_up(unit: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "unit", [one for one in TIMERS if one.parent.name.startswith("dom0")], ids=lambda unit: unit.stem
+    "unit",
+    [one for one in TIMERS if one.parent.name.startswith("dom0")],
+    ids=lambda unit: unit.stem,
 )
 def test_what_a_timer_of_dom0_starts_waits_for_qubesd_at_boot(unit: Path) -> None:
     """All of it asks qubesd; a timer by the calendar may be due as soon as there are timers."""
