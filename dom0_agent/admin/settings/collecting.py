@@ -109,10 +109,14 @@ def _taken(name: str, path: Path, action: Callable[[Path], bool]) -> Taken:
 
 
 def _age(path: Path) -> float:
+    """Seconds since a document was known to be right; endless where nobody can tell, because it is
+    not there, or the clock was ahead then.
+    """
     try:
-        return abs(time.time() - path.stat().st_mtime)
+        age = time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return float("inf")
+    return age if age >= 0 else float("inf")
 
 
 def _take_settings(qube: str, path: Path) -> bool:
