@@ -23,9 +23,12 @@ def closing_fd(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
-UNREADABLE = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG})
-"""What opening or reading a file answers when the disk has lost it: a bad sector; damage to what
-XFS or ext4 keep of it.
+UNREADABLE = frozenset(
+    {errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EREMOTEIO, errno.ENODATA, errno.EILSEQ}
+)
+"""What opening or reading a file answers when the disk has lost it: a bad sector, in the disk's own
+words where a file system hands them on (Linux, block/blk-core.c: ENODATA is a medium's error);
+damage to what XFS or ext4 keep of it.
 """
 NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 """What file systems answer that cannot write past the page cache, or not this: then it goes
