@@ -65,6 +65,17 @@ def test_a_copy_is_apart_from_its_archive_by_whatever_path(commands: Commands) -
     commands.run("copy", str(commands.site.root / "copy"))
 
 
+def test_no_archive_is_made_within_another(commands: Commands) -> None:
+    archive, root = commands.site.archive, commands.site.root
+    before = sorted(archive.rglob("*"))
+    for place in (archive / "other", archive / "packs/a/b"):
+        error = commands.fails(1, "init", str(place), "--label", "tests")
+        assert f"is in the archive {archive} (tests)" in error
+    assert sorted(archive.rglob("*")) == before
+    (root / "archive.toml").write_text("# of somebody else\n")
+    commands.run("init", str(root / "other"), "--label", "tests")
+
+
 def test_settings_name_any_place_that_can_be_printed(commands: Commands) -> None:
     folder = commands.site.root / 'a "disk" \\ \N{FLOPPY DISK} \u00e9'
     settings = commands.site.root / "config.toml"
