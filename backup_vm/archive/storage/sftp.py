@@ -18,7 +18,8 @@ from backup_vm import stopping
 from backup_vm.archive.storage import sftp_extensions as extensions
 from backup_vm.archive.storage import sftp_protocol as protocol
 from backup_vm.archive.storage.connections import Connections
-from backup_vm.archive.storage.objects import Changed, Entry, Objects, Space, Unreachable
+from backup_vm.archive.storage.objects import Changed, Entry, Objects, Unreachable
+from backup_vm.archive.storage.room import Room
 from backup_vm.archive.storage.sftp_folders import MOST, Folders
 from backup_vm.archive.storage.sftp_protocol import Attributes, Client, Refused, text
 from backup_vm.archive.storage.ssh import Host
@@ -305,6 +306,6 @@ class SftpHost(Objects):
         self._elsewhere = frozenset()
 
     @override
-    def space(self) -> Space | None:
+    def space(self) -> Room | None:
         with self._asking() as client:
             return extensions.space(client, self._root)

@@ -8,14 +8,14 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from common.memory import collect_rarely, keep_out_of_cores
 from common.parser import Parser
-from common.text import printable, take_any_letters
+from common.text import printable
+from dom0_agent.admin import streams
 from dom0_agent.config import DEFAULT_PATH, ConfigError
 from wire import VERSION
 from wire.names import BadName
@@ -166,15 +166,14 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, ConfigError, BadName, Refused) as error:
         _tell(str(error))
     except BrokenPipeError:
-        _print_no_more()
+        streams.print_no_more()
         return 128 + signal.SIGPIPE
-    except PermissionError as error:
-        _tell(f"{error.filename}: {error.strerror}; run it as the owner or as root")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _tell(f"{where}{error.strerror or error}")
-        if not where:
-            _print_no_more()
+        advice = "; run it as the owner or as root" if isinstance(error, PermissionError) else ""
+        _tell(f"{where}{error.strerror or error}{advice}")
+        if error.filename in (None, streams.OUTPUT):
+            streams.print_no_more()
     except (KeyboardInterrupt, EOFError):
         return 130
     except Exception:
@@ -193,24 +192,8 @@ def _as_a_process() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, _end)
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # closed: the next file that is opened would take its number
-            # What is written to the second fails, as it must: it may be a recovery key.
-            null = os.open(os.devnull, os.O_WRONLY if fd == 2 else os.O_RDONLY)
-            if null != fd:
-                os.dup2(null, fd)
-                os.close(null)
-            setattr(sys, name, os.fdopen(fd, "w" if fd else "r"))
     keep_out_of_cores()
-    take_any_letters()
-
-
-def _print_no_more() -> None:
-    """Standard output cannot be written, and what it still holds would be tried again at the end of
-    Python.
-    """
-    with suppress(OSError):  # no descriptor, where it is not a process
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    streams.prepare()
 
 
 _came = 0
