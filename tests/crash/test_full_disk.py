@@ -133,7 +133,7 @@ def test_a_death_on_a_full_disk(full: Full, command: str) -> None:
         with open_archive(site.archive, True, name) as archive:
             action(archive)
 
-    every = deaths(lambda: work(command, WORK[command]), (*EVERYTHING, SPACE), 1 if LONG else 40)
+    every = deaths(lambda: work(command, WORK[command]), (*EVERYTHING, SPACE), 1 if LONG else 60)
     while True:
         with full.fresh():
             try:
