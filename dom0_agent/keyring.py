@@ -91,7 +91,7 @@ class Keyring:
     def _paths(self) -> list[Path]:
         if not self.directory.is_dir():
             return []
-        return sorted(p for p in self.directory.iterdir() if not p.name.startswith("."))
+        return sorted(path for path in self.directory.iterdir() if not path.name.startswith("."))
 
     def readable(self) -> Iterator[ArchiveKey]:
         """All that can be read; of one that is damaged the log says so, and the others do not

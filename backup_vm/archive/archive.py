@@ -277,11 +277,15 @@ class Archive:
 
     def rebuild_catalog(self) -> None:
         """Make the catalog again from packs and sessions; what is marked in it is kept."""
-        known = Remembered.of(self.open_catalog)
+        self._make_again(Remembered.of(self.open_catalog))
+
+    def _make_again(self, known: Remembered) -> ChunkCatalog:
+        """Make a catalog that knows what the one before knew, in its place."""
         if self.open_catalog is not None:
             self.open_catalog.close()
             self.open_catalog = None
         self.open_catalog = reconcile.rebuild(self, Listing.of(self.storage), known)
+        return self.open_catalog
 
     def mended(self, files: Collection[str]) -> None:
         """Make the catalog again, for these files are whole again: what was known to be spoilt is
@@ -292,11 +296,7 @@ class Archive:
         self.forget_findings()
         self.warnings = [one for one in self.warnings if one not in self.alarms]
         self.alarms = []
-        if self.open_catalog is not None:
-            self.open_catalog.close()
-            self.open_catalog = None
-        self.open_catalog = reconcile.rebuild(self, Listing.of(self.storage), known)
-        self.open_catalog.marks.unclaimed = True
+        self._make_again(known).marks.unclaimed = True
 
     def doubt_catalog(self) -> bool:
         """A reader found the catalog to be wrong: make another, aside, once. Whether that was done,

@@ -233,21 +233,32 @@ def copy(source: "Archive", target: "Archive") -> Iterator[str]:
             if isinstance(one, DamagedError):
                 yield str(one)
             elif one.name in lacking:
-                segments = inherited(one, here)
                 try:
-                    for name in {segment.file for segment in segments}:
-                        check(source.storage, name)
-                    parts = raw_segments(source.storage, segments)
-                    write(target.storage, own, one.name, parts, len(segments))
+                    if _send(source, target, one, here):
+                        here.pop(one.id, None)
                 except DamagedError as error:
-                    source.storage.refresh()
-                    if _there(source.storage, own, segments):
-                        yield str(error)
-                    continue
-                if not _there(source.storage, own, segments):  # some of it was read elsewhere
-                    target.storage.remove(one.name)
-                    continue
-                here.pop(one.id, None)
+                    yield str(error)
+
+
+def _send(source: "Archive", target: "Archive", one: NameFile, here: dict[bytes, NameFile]) -> bool:
+    """Give a copy one index, with what it inherits of those that are only ``here``; whether it has
+    it now. Raise DamagedError, unless another machine moved it meanwhile.
+    """
+    own, segments = source.parameters.archive, inherited(one, here)
+    try:
+        for name in {segment.file for segment in segments}:
+            check(source.storage, name)
+        parts = raw_segments(source.storage, segments)
+        write(target.storage, own, one.name, parts, len(segments))
+    except DamagedError:
+        source.storage.refresh()
+        if _there(source.storage, own, segments):
+            raise
+        return False
+    if not _there(source.storage, own, segments):  # some of it was read elsewhere
+        target.storage.remove(one.name)
+        return False
+    return True
 
 
 def _there(storage: Storage, archive: bytes, segments: list[Segment]) -> bool:

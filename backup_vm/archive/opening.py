@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Opening an archive and leaving it: what comes before and after all that a run does with it."""
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 from backup_vm import stopping
@@ -20,6 +21,7 @@ from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
 
 _REMOVING = reserve.MAKING_ROOM - {"scrub"}
 """Commands that do make room: scrub reads all and makes none."""
+_REFUSALS = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 @contextmanager
@@ -34,35 +36,66 @@ def open_archive(
     when a lease is lost.
     """
     storage = open_storage(location)
-    with closing(storage):
+    with closing(storage), ExitStack() as locked:
         parameters = load_parameters(storage)
         storage.archive = parameters.archive
-        alone = storage.writable() if writing is None else writing
-        with _locked(storage, alone, command) as lease:
-            archive = Archive(storage, parameters, alone)
-            archive.warnings += _taken_over(storage, lease)
-            try:
-                if alone:
-                    _recover(archive, command)
-                else:
-                    holding.attach(archive)
-                    if writing is None:
-                        _work_aside(archive)
-                yield archive
-                if archive.found or archive.damaged:
-                    storage.check()
-                holding.extend(archive)
-                _record(archive)
-                _put_catalog_back(archive)
-                if alone:
-                    reserve.keep(archive, command in _REMOVING)
-            except DamagedError:
-                # A writer that has lost its lease reads what another run moves: that is no damage.
-                storage.check()
+        if writing is None:
+            lease, alone = _locked_if_writable(storage, command, locked)
+        else:
+            lease, alone = locked.enter_context(_locked(storage, writing, command)), writing
+        archive = Archive(storage, parameters, alone)
+        archive.warnings += _taken_over(storage, lease)
+        try:
+            _begin(archive, command, aside=writing is None)
+            yield archive
+            _end(archive, command)
+        except DamagedError:
+            # A writer that has lost its lease reads what another run moves: that is no damage.
+            storage.check()
+            raise
+        finally:
+            _put_catalog_back(archive)
+            archive.close()
+
+
+def _locked_if_writable(
+    storage: Storage, command: str, locked: ExitStack
+) -> tuple[Lease | None, bool]:
+    """Lock it alone where it can be written to, else together with other readers; whether alone.
+
+    What permissions and mounts tell is not all: a key may only read, a server may refuse, and a
+    kernel may have stopped writing to a disk that it still shows as writable.
+    """
+    if storage.writable():
+        try:
+            return locked.enter_context(_locked(storage, True, command)), True
+        except ForbiddenError:
+            pass
+        except OSError as error:
+            if error.errno not in _REFUSALS:
                 raise
-            finally:
-                _put_catalog_back(archive)
-                archive.close()
+    return locked.enter_context(_locked(storage, False, command)), False
+
+
+def _begin(archive: Archive, command: str, aside: bool) -> None:
+    """What comes before a run. ``aside``: a reader notes what it finds in a copy of the catalog."""
+    if archive.writing:
+        _recover(archive, command)
+        return
+    holding.attach(archive)
+    if aside:
+        _work_aside(archive)
+
+
+def _end(archive: Archive, command: str) -> None:
+    """What comes after a run that has done its work."""
+    if archive.found or archive.damaged:
+        archive.storage.check()
+    holding.extend(archive)
+    _record(archive)
+    _put_catalog_back(archive)
+    if archive.writing:
+        reserve.keep(archive, command in _REMOVING)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from backup_vm import stopping
 from backup_vm.files import sandbox
@@ -108,23 +108,31 @@ def _run(command: list[str], descriptor: int, until: float, rights: str) -> tupl
         pass_fds=[descriptor],
         start_new_session=True,  # Ctrl-C is for the command
     )
+    if process.stdout is None:
+        raise AssertionError("it is a pipe")
+    with process.stdout:
+        try:
+            said = _printed(process.stdout, until)
+            return (None, "") if said is None else (process.wait(), _last_line(said))
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _printed(stream: IO[bytes], until: float) -> bytes | None:
+    """The end of what a program prints, once it has ended; None where time ran out."""
     said = b""
-    try:
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
-            while True:
-                stopping.check()
-                if time.monotonic() > until:
-                    return None, ""
-                if selector.select(stopping.STEP):
-                    data = os.read(process.stdout.fileno(), 1 << 16)  # type: ignore[union-attr]
-                    if not data:
-                        return process.wait(), _last_line(said)
-                    said = (said + data)[-_KEPT:]
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()  # type: ignore[union-attr]
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        while True:
+            stopping.check()
+            if time.monotonic() > until:
+                return None
+            if selector.select(stopping.STEP):
+                data = os.read(stream.fileno(), 1 << 16)
+                if not data:
+                    return said
+                said = (said + data)[-_KEPT:]
 
 
 def _last_line(said: bytes) -> str:

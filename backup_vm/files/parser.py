@@ -270,7 +270,9 @@ class Parser:
                 )
             except OSError as error:
                 ours.close()
-                raise SparsebakError(f"cannot start the reader of files: {error}") from None
+                raise SparsebakError(
+                    f"cannot start the reader of files: {error.strerror}"
+                ) from None
         self._socket = ours
 
     def _send(self, kind: bytes, data: bytes) -> None:

@@ -62,6 +62,9 @@ def enter_for(image: int, seconds: int, writing: bool) -> None:
 
 def _limit(*limits: tuple[int, int]) -> None:
     for limit, most in ((resource.RLIMIT_CORE, 0), *limits):
+        hard = resource.getrlimit(limit)[1]
+        if hard != resource.RLIM_INFINITY:  # what the user or a unit set, and nobody may raise
+            most = min(most, hard)
         resource.setrlimit(limit, (most, most))
 
 

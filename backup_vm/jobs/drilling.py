@@ -107,8 +107,9 @@ class Scratch:
         where = Path(os.environ.get("TMPDIR") or "/var/tmp") if folder is None else folder  # noqa: S108
         try:
             self._file: IO[bytes] = tempfile.TemporaryFile(dir=where)
+            os.fchmod(self._file.fileno(), 0o600)  # a checker opens it again, whatever the umask
         except OSError as error:
-            raise SparsebakError(f"cannot write in {where}: {error.strerror}") from None
+            raise self._cannot_write(where, error) from None
         self.where, self.descriptor = where, self._file.fileno()
         self.size = self.chunk_size = 0
 
@@ -134,7 +135,10 @@ class Scratch:
                 f"{size_text(needed)} to be written, and {limit}", "see --scratch and --space"
             )
         self.size, self.chunk_size = clear.size, clear.chunk_size
-        os.ftruncate(self.descriptor, self.size)
+        try:
+            os.ftruncate(self.descriptor, self.size)
+        except OSError as error:
+            raise self._cannot_write(self.where, error) from None
 
     def write(self, offset: int, parts: list[bytes]) -> None:
         """Chunks one after another; the last one of an image may reach beyond its end."""
@@ -142,7 +146,13 @@ class Scratch:
         try:
             pwrite_all(self.descriptor, data, offset)
         except OSError as error:
-            raise SparsebakError(f"cannot write in {self.where}: {error.strerror}") from None
+            raise self._cannot_write(self.where, error) from None
+
+    @staticmethod
+    def _cannot_write(where: Path, error: OSError) -> SparsebakError:
+        return SparsebakError(
+            f"cannot write in {where}: {error.strerror}", "name another folder, by --scratch"
+        )
 
     def read(self, offset: int, length: int) -> bytes:
         """See LazyImage."""

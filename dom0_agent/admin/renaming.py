@@ -77,7 +77,7 @@ def rebuilt(state_dir: Path) -> Identities:
     for identity, volume in known_volumes(state_dir):
         with suppress(Refused):
             state = VolumeState(state_dir, identity, volume).load()
-            newest = max((f.mark_time for f in state.follows.values()), default=0)
+            newest = max((one.mark_time for one in state.follows.values()), default=0)
             name = str((state.place or {}).get("qube", identity))
             found.append((newest, identity, name))
     known = Identities()

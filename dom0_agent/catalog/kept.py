@@ -23,7 +23,7 @@ from dom0_agent.tracking.identities import load
 from wire.status import Code, Refused
 
 FORMAT = 1
-OWN = "it is the backup qube itself; name it in the list 'include' to have it too"
+OWN = "it is the backup VM itself; name it in the list 'include' to have it too"
 
 
 class Kept(NamedTuple):

@@ -173,14 +173,14 @@ class Extraction:
         known = [batch.known[at : at + ID_SIZE] for at in range(0, len(batch.known), ID_SIZE)]
         numbered = zip(batch.numbers(), known, strict=True)
         if not batch.data:
-            zeros = [Result(number, ZERO_ID, b"") for number, known in numbered if known != ZERO_ID]
-            return batch, zeros
+            zeros = (number for number, known_id in numbered if known_id != ZERO_ID)
+            return batch, [Result(number, ZERO_ID, b"") for number in zeros]
         # Read by the thread that computes: what another had read ahead was out of this processor's
         # cache by then, and a full backup took longer.
         results = []
         view = self._read(fd, batch)
-        for i, (number, known_id) in enumerate(numbered):
-            chunk = view[i * self._chunk_size : (i + 1) * self._chunk_size]
+        for at, (number, known_id) in enumerate(numbered):
+            chunk = view[at * self._chunk_size : (at + 1) * self._chunk_size]
             chunk_id = self._chunk_ids.of(chunk)
             if self._pending.full:
                 if chunk_id == ZERO_ID:  # a full session starts from nothing but zeros

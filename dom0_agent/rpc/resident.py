@@ -139,7 +139,9 @@ class Resident:
 
     def _make_room(self, new: Held, most: int) -> None:
         """At most so many that say nothing, of one caller: the oldest goes."""
-        silent = [h for h in self._held.values() if h.caller == new.caller and not h.ready]
+        silent = [
+            held for held in self._held.values() if held.caller == new.caller and not held.ready
+        ]
         if len(silent) > most:
             self._drop(min(silent, key=lambda held: held.deadline))
 
@@ -165,7 +167,7 @@ class Resident:
         elif held.words is not None:
             held.ready = True
             self._poll.unregister(held.connection.fileno())
-            of_caller = sum(h.ready and h.caller == held.caller for h in self._held.values())
+            of_caller = sum(one.ready and one.caller == held.caller for one in self._held.values())
             if of_caller > QUEUED:
                 self._drop(held)
         elif held.untrusted_head.endswith(b"\0"):

@@ -4,6 +4,7 @@ so in one line.
 """
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.commands import Commands
+from tests.faultfs import WRITING, Fault, FaultFS
 from tests.kit import GRAIN, Site, fill
 
 
@@ -112,3 +114,28 @@ def test_scrub_reports_damage_without_a_place_to_note_it(
     commands.run("scrub", expect=4)
     site.backup()
     site.verify_all()
+
+
+@pytest.mark.parametrize("error", ["EROFS", "EACCES"])
+def test_a_place_that_refuses_what_its_permissions_allow(
+    faultfs: FaultFS, commands_for: Callable[[Site], Commands], error: str
+) -> None:
+    """Of a disk that the kernel writes to no more, or a server's folder, access(2) says that it can
+    be written to.
+    """
+    site = Site(faultfs.path / "site")
+    fill(site.image(), 8 * GRAIN)
+    commands = commands_for(site)
+    site.backup()
+    before = sorted(site.archive.rglob("*"))
+    refused = [Fault(operation, error) for operation in WRITING]
+    # The lock file is there and is opened to be written, which the kernel asks of no FUSE.
+    for faults in (refused, [*refused, Fault("open", error, path="site/archive/archive.lock")]):
+        faultfs.fail(*faults)
+        assert os.access(site.archive, os.W_OK)
+        out, said = commands.run("scrub", "--json")
+        assert json.loads(out)["ok"] and json.loads(out)["noted"] is False
+        assert said.count("could not be noted") == 1 and said.count("\n") == 1
+        commands.fails(1, "prune", "--keep-last", "1")
+        faultfs.fail()
+    assert sorted(site.archive.rglob("*")) == before

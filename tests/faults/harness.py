@@ -37,6 +37,8 @@ LONGEST = 40.0
 """Seconds that a run may take; what takes longer hangs."""
 BEGAN = int(time.time()) + 60
 """What time it is in runs that are predictable: later than in what was made before."""
+NAME = "now"
+"""What a copy of the site is called: dom0 remembers where a volume is."""
 LEFTOVERS = (".tmp", ".partial", "-restore", ".log", ".part", ".uploading", ".new", ".old")
 Images = dict[str, dict[str, bytes]]
 """Contents by volume and session."""
@@ -238,31 +240,37 @@ class Bench:
         if self.prepared is not None:
             shutil.rmtree(self.prepared)
         self.prepared = None
-        faulty, sound = self.place()
+        faulty, _ = self.place()
         step(faulty)
-        self.prepared = sound.root.rename(self.base.with_name("prepared"))
+        self.prepared = self._put_away()
 
     def place(self) -> tuple[Place, Place]:
-        """A new copy: as it is seen through the mount, and as it is.
-
-        Under a name of its own, since the kernel remembers what it saw under another's.
-        """
+        """A new copy: as it is seen through the mount, and as it is."""
         self.remove()
-        self._count += 1
-        name = f"n{self._count}"
-        shutil.copytree(self.prepared or self.base, self.system.real / name, symlinks=True)
-        return Place(self.system.path / name, self.names), Place(
-            self.system.real / name, self.names
+        shutil.copytree(self.prepared or self.base, self.system.real / NAME, symlinks=True)
+        return Place(self.system.path / NAME, self.names), Place(
+            self.system.real / NAME, self.names
         )
 
     def pattern(self, where: str) -> str:
         """Names within the mount of what is at ``where`` in the present copy, for faults."""
-        return f"n{self._count}/{where}"
+        return f"{NAME}/{where}"
 
     def remove(self) -> None:
         """Remove the present copy."""
         self.system.fail()
-        shutil.rmtree(self.system.real / f"n{self._count}", ignore_errors=True)
+        if (self.system.real / NAME).exists():
+            shutil.rmtree(self._put_away(), ignore_errors=True)
+
+    def _put_away(self) -> Path:
+        """Give the present copy another name, so that the next one has the same.
+
+        Through the mount, since the kernel remembers what it saw under the old one.
+        """
+        self._count += 1
+        name = f"n{self._count}"
+        (self.system.path / NAME).rename(self.system.path / name)
+        return self.system.real / name
 
 
 def write_passphrase(root: Path) -> None:

@@ -3,6 +3,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -11,18 +12,22 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backup_vm.archive.notes import Check, Notes
-from backup_vm.jobs.drilling import turns
+from backup_vm.errors import SparsebakError
+from backup_vm.jobs.drilling import Scratch, turns
 from tests.commands import Commands
 from tests.files import trees
 from tests.files.test_sandbox import ROOT
 from tests.patience import PATIENCE
+
+if TYPE_CHECKING:
+    from backup_vm.archive.image import Image
 
 MIB = 1 << 20
 
@@ -128,6 +133,32 @@ def test_what_there_is_no_room_or_time_for_is_said(commands: Commands) -> None:
     assert not commands.keyed("status")["drilled"]["ok"]
     commands.fails(12, "drill")
     commands.fails(2, "drill", "--session", "latest", *key)
+
+
+def test_a_checker_opens_the_image_whatever_the_umask(commands: Commands) -> None:
+    trees.made(commands.site.image(), "ext4")
+    commands.site.backup()
+    mask = os.umask(0o777)
+    try:
+        (check,) = drill(commands)["file_systems"]
+    finally:
+        os.umask(mask)
+    if shutil.which("e2fsck", path="/usr/sbin:/usr/bin:/sbin:/bin"):
+        assert check["by"] == "e2fsck"
+
+
+def test_a_folder_that_takes_no_file_so_large_is_named(tmp_path: Path) -> None:
+    """As a FAT takes none of 4 GiB."""
+    clear = SimpleNamespace(size=8192, chunk_size=4096)
+    image = SimpleNamespace(session=SimpleNamespace(clear=clear), arrays=lambda: ())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Scratch(tmp_path) as scratch:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            with pytest.raises(SparsebakError, match=f"cannot write in {tmp_path}: File too large"):
+                scratch.begin(cast("Image", image), None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_key_that_systemd_gives_is_used(

@@ -66,6 +66,27 @@ def test_the_child_can_do_nothing_but_compute(user: int) -> None:
     assert failed == "[]"
 
 
+@pytest.mark.parametrize("enter", ["enter()", "enter_for(image, 60, True)"])
+def test_lower_limits_of_the_user_stay(enter: str) -> None:
+    """As ``ulimit -v`` or a unit sets them: nobody but root may raise them, and that one is given
+    up.
+    """
+    code = f"""
+import os, resource, sys
+sys.path.insert(0, sys.argv[1])
+from backup_vm.files import sandbox
+low = {{resource.RLIMIT_AS: 500 << 20, resource.RLIMIT_CPU: 30, resource.RLIMIT_FSIZE: 0}}
+for limit, most in low.items():
+    resource.setrlimit(limit, (most, most))
+image = os.open("/dev/null", os.O_RDONLY)
+sandbox.{enter}
+assert all(resource.getrlimit(limit) == (most, most) for limit, most in low.items())
+"""
+    subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, str(ROOT)], stdin=subprocess.DEVNULL, check=True
+    )
+
+
 def test_readers_import_nothing_of_the_rest() -> None:
     for path in (ROOT / "backup_vm/files/readers").glob("*.py"):
         for line in path.read_text().splitlines():

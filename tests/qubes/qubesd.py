@@ -129,11 +129,9 @@ class Qubesd:
         """A line of one that is given to a qube for good, as this release writes it."""
         if self.release == "4.2":
             return "dom0+00_14.0 persistent=yes\n"
-        return (
-            "dom0+00_14.0:0x8086:0xa0ed::p0c0330 device_id='0x8086:0xa0ed::p0c0330'"
-            " port_id='00_14.0' devclass='pci' backend_domain='dom0' mode='required'"
-            f" frontend_domain='{qube}'\n"
-        )
+        device = "0x8086:0xa0ed::p0c0330"
+        port = "port_id='00_14.0' devclass='pci' backend_domain='dom0' mode='required'"
+        return f"dom0+00_14.0:{device} device_id='{device}' {port} frontend_domain='{qube}'\n"
 
     def add(
         self,

@@ -84,7 +84,7 @@ def test_what_is_backed_up_and_what_is_left_out(
     assert (
         "callback" in reasons["strange/private"]
         and "include_in_backups" in reasons["off"]
-        and "backup qube" in reasons["sd-backup"]
+        and "backup VM" in reasons["sd-backup"]
     )
     assert cli.main(["--config", str(tmp_path / "agent.toml"), "volumes"]) == 0
     assert "left out: a disposable keeps nothing" in capsys.readouterr().out

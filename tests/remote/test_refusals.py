@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from backup_vm.archive.storage import objects, open_storage
+from backup_vm.archive.storage.objects import Place
+from backup_vm.archive.storage.vault import Vault
 from backup_vm.errors import ForbiddenError, SparsebakError
 from tests.patience import AT_ONCE
 from tests.remote.stores import EMPTY, http_store, refusal
@@ -72,6 +74,28 @@ def test_a_refusal_is_final(
     assert code in str(error) and len(requests) == 1
     assert isinstance(error, ForbiddenError) == (status == 403)
     assert re.search(hint, error.hint)
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        ("AccessDenied", "the key must be allowed s3:PutObjectRetention"),
+        ("SomethingNobodyHasHeardOf", "the key must be allowed s3:PutObjectRetention"),
+        ("InvalidAccessKeyId", "AWS_ACCESS_KEY_ID"),
+        ("RequestTimeTooSkewed", "set the clock"),
+    ],
+)
+def test_what_cannot_be_locked_is_said_with_what_helps(
+    monkeypatch: pytest.MonkeyPatch, code: str, hint: str
+) -> None:
+    able = 200, b"<L><ObjectLockEnabled>Enabled</ObjectLockEnabled></L>"
+    with http_store(lambda count: refusal(403, code) if count else able) as (port, _):
+        at(port, monkeypatch)
+        url = "s3://bucket/archive"
+        vault = Vault(url, Place(url), {"a.pack": "1"}, 86400)
+        with pytest.raises(SparsebakError, match=code) as raised:
+            vault.stored("a.pack")
+    assert hint in raised.value.hint
 
 
 @pytest.mark.parametrize("hours", [9, -100])

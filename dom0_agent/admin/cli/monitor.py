@@ -61,8 +61,13 @@ def _run(options: argparse.Namespace) -> int:
         sweep(keyring)
     if options.json:
         fields = [
-            {"volume": o.name, "changed": o.changed, "busy": o.busy, "error": o.error}
-            for o in outcomes
+            {
+                "volume": outcome.name,
+                "changed": outcome.changed,
+                "busy": outcome.busy,
+                "error": outcome.error,
+            }
+            for outcome in outcomes
         ]
         rest = {"let_go": gone, "new": new, "noted": noted, "unfinished": unfinished}
         print(json.dumps({"volumes": fields, **rest}))

@@ -196,10 +196,13 @@ def test_errors_of_the_system_are_one_line(
 def test_ids_are_made_with_what_is_asked_for_or_with_what_is_faster(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def slow(*_: object) -> bytes:
+        time.sleep(0.001)
+        return b""
+
     for name in SUITES.values():
         assert run(site, "archive", "add", name, "--caller", "vm", "--open", "--hash", name) == 0
         assert f"ids by {name}" in capsys.readouterr().out
-    slow: Callable[..., bytes] = lambda *_: time.sleep(0.001) or b""  # noqa: E731
     monkeypatch.setattr(ChunkIds, "_sha256", slow)
     assert run(site, "archive", "add", "measured", "--caller", "vm", "--open") == 0
     monkeypatch.undo()
