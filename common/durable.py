@@ -73,6 +73,19 @@ def sync_file(fd: int) -> None:
         ) from None
 
 
+def still_named(fd: int) -> bool:
+    """Whether an open file has a name still; where it has none, or where that cannot be known, it
+    is closed, and with that its lock given up.
+    """
+    named = False
+    try:
+        named = os.fstat(fd).st_nlink > 0
+    finally:
+        if not named:
+            os.close(fd)
+    return named
+
+
 def pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of ``data`` at ``offset``; raise OSError.
 

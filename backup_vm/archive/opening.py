@@ -17,7 +17,7 @@ from backup_vm.archive.marks import Marks
 from backup_vm.archive.parameters import NAME, Parameters
 from backup_vm.archive.parameters import load as load_parameters
 from backup_vm.archive.storage import Storage, is_remote, open_storage
-from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
+from backup_vm.errors import DamagedError, ForbiddenError, NoRoomError, SparsebakError
 
 _REMOVING = reserve.MAKING_ROOM - {"scrub"}
 """Commands that do make room: scrub reads all and makes none."""
@@ -69,7 +69,7 @@ def _locked_if_writable(
     if storage.writable():
         try:
             return locked.enter_context(_locked(storage, True, command)), True
-        except ForbiddenError:
+        except (ForbiddenError, NoRoomError):
             pass
         except OSError as error:
             if error.errno not in _REFUSALS:

@@ -15,13 +15,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import IO, NamedTuple
 
+from backup_vm import failures
 from backup_vm.archive import derive, holding, losses, merge, name_index, naming, noting, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import chain
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.reclaim import reclaim
 from backup_vm.archive.sessions import Session
-from backup_vm.errors import DamagedError
+from backup_vm.errors import DamagedError, NoRoomError
 
 
 class Pruned(NamedTuple):
@@ -156,8 +157,12 @@ def _may_go(
 
 
 def _forget_notes(archive: Archive, kept: Iterable[bytes]) -> None:
-    with suppress(DamagedError):  # reported whenever they are read
-        noting.changed(archive, lambda every: every.keep_only(kept))
+    try:
+        with suppress(DamagedError):  # reported whenever they are read
+            noting.changed(archive, lambda every: every.keep_only(kept))
+    except (OSError, NoRoomError) as error:
+        if not failures.no_room(error):  # else the next prune forgets them
+            raise
 
 
 def _check(archive: Archive, groups: list[tuple[list[Session], Session | None]]) -> None:

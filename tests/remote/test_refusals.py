@@ -14,7 +14,7 @@ import pytest
 from backup_vm.archive.storage import objects, open_storage
 from backup_vm.archive.storage.objects import Place
 from backup_vm.archive.storage.vault import Vault
-from backup_vm.errors import ForbiddenError, SparsebakError
+from backup_vm.errors import ForbiddenError, NoRoomError, SparsebakError
 from tests.patience import AT_ONCE
 from tests.remote.stores import EMPTY, http_store, refusal
 
@@ -72,7 +72,8 @@ def test_a_refusal_is_final(
         at(port, monkeypatch)
         error = refused()
     assert code in str(error) and len(requests) == 1
-    assert isinstance(error, ForbiddenError) == (status == 403)
+    assert isinstance(error, NoRoomError) == (hint == "quota")
+    assert isinstance(error, ForbiddenError) == (status == 403 and hint != "quota")
     assert re.search(hint, error.hint)
 
 

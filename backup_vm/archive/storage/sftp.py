@@ -197,11 +197,7 @@ class SftpHost(Objects):
             what, free = "the server's disk is full", f", {space.free} bytes are free"
         else:
             what, free = "the server's disk is likely full or read-only, or a quota used up", ""
-        return NoRoomError(
-            f"{self._host.name} cannot store more: {what} ({error}{free})",
-            "make room there, or prune old sessions, or where that needs room, too, a newest one"
-            " (prune QUBE/VOLUME --session latest); what was stored is kept",
-        )
+        return NoRoomError(f"{self._host.name} cannot store more: {what} ({error}{free})")
 
     @override
     def delete(self, name: str) -> None:
