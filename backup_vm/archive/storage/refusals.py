@@ -13,11 +13,14 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from backup_vm.archive.storage.objects import Overloaded, Unreachable
-from backup_vm.errors import ForbiddenError, SparsebakError
+from backup_vm.errors import ForbiddenError, NoRoomError, SparsebakError
 
 _KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 _REGION = "set AWS_REGION to the bucket's region{region}, and AWS_ENDPOINT_URL to its endpoint"
-_ROOM = "prune old sessions, or have the quota raised"
+_ROOM = (
+    "have the quota raised, or prune old sessions, or where that needs room, too, a newest one"
+    " (prune QUBE/VOLUME --session latest); what was stored is kept"
+)
 _HINTS = {
     "NoSuchBucket": "make the bucket first, or correct the URL",
     "InvalidBucketName": "correct the bucket's name in the URL",
@@ -123,6 +126,8 @@ def failure(text: str, name: str, ahead: Callable[[], float | None]) -> Exceptio
         return FileNotFoundError(f"{name}: {said}")
     hint = _HINTS.get(said.code, "").format(region=f" ({said.region})" if said.region else "")
     kind = ForbiddenError if said.status in (401, 403) else SparsebakError
+    if _HINTS.get(said.code) == _ROOM:  # with a status that forbids, in some stores
+        kind = NoRoomError
     return kind(f"the object store refuses: {said}", hint)
 
 
