@@ -12,16 +12,17 @@ that is so nothing is given back, and what a session that is kept may need of it
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import IO, NamedTuple
 
+from backup_vm import failures
 from backup_vm.archive import derive, holding, losses, merge, name_index, naming, noting, sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.image import chain
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.reclaim import reclaim
 from backup_vm.archive.sessions import Session
-from backup_vm.errors import DamagedError
+from backup_vm.errors import DamagedError, NoRoomError
 
 
 class Pruned(NamedTuple):
@@ -133,8 +134,15 @@ def _may_go(
 
 
 def _forget_notes(archive: Archive, kept: Iterable[bytes]) -> None:
-    with suppress(DamagedError):  # reported whenever they are read
+    try:
         noting.changed(archive, lambda every: every.keep_only(kept))
+    except DamagedError:  # reported whenever they are read
+        pass
+    except (OSError, NoRoomError) as error:
+        # What others write may have taken the room already, and some stores count what was removed
+        # later. Those of sessions that are gone say nothing; the next prune removes them.
+        if not failures.no_room(error):
+            raise
 
 
 def _check(archive: Archive, groups: list[tuple[list[Session], Session | None]]) -> None:
