@@ -161,7 +161,9 @@ def _forget_notes(archive: Archive, kept: Iterable[bytes]) -> None:
         with suppress(DamagedError):  # reported whenever they are read
             noting.changed(archive, lambda every: every.keep_only(kept))
     except (OSError, NoRoomError) as error:
-        if not failures.no_room(error):  # else the next prune forgets them
+        # What others write may have taken the room already, and some stores count what was removed
+        # later. Notes of sessions that are gone say nothing, and the next prune removes them.
+        if not failures.no_room(error):
             raise
 
 

@@ -226,9 +226,18 @@ class SftpHost(Objects):
                 if error.code != protocol.FAILURE:
                     raise
                 # The answer of version 3 to all else, a name that exists among it: is it that?
-                client.ask(protocol.STAT, text(path), protocol.ATTRS)
+                try:
+                    client.ask(protocol.STAT, text(path), protocol.ATTRS)
+                except Refused as missing:
+                    if missing.code != protocol.NO_SUCH_FILE:
+                        raise
+                    raise self._not_written(client, error) from None
                 return False
-            self._fill(client, handle, raw)
+            try:
+                self._fill(client, handle, raw)
+            except (Refused, SparsebakError):  # an empty one would be somebody's who has begun
+                client.agreed(client.send(protocol.REMOVE, text(path)))
+                raise
         return True
 
     def _link(self, client: Client, path: bytes, raw: bytes) -> bool:
