@@ -240,5 +240,5 @@ def create_archive(location: str | Path, parameters: Parameters) -> bool:
 def _none_yet(storage: Storage) -> None:
     if storage.exists(NAME):
         raise SparsebakError(
-            f"there is an archive in {storage.describe()} already", "choose an empty directory"
+            f"there is an archive in {storage.describe()} already", "choose an empty folder"
         )
