@@ -121,7 +121,7 @@ def _derived(
     _gather(archive, names, gathering)
     files = references.files(archive)
     numbers = {name: number for number, name in enumerate(files)}
-    for name, column in _columns(archive, files):
+    for name, column in columns(archive, files):
         gathering.add_listed(numbers[name], column[column.any(axis=1)])
     path.unlink(missing_ok=True)
     catalog = ChunkCatalog.create(path, archive.parameters.archive)
@@ -227,11 +227,14 @@ def unlisted(archive: "Archive", catalog: ChunkCatalog, names: Iterable[str]) ->
 
 
 def _ids(archive: "Archive", names: Iterable[str]) -> Iterator[tuple[str, list[bytes]]]:
-    for name, column in _columns(archive, names):
+    for name, column in columns(archive, names):
         yield name, split(column)
 
 
-def _columns(archive: "Archive", names: Iterable[str]) -> "Iterator[tuple[str, Ids]]":
+def columns(archive: "Archive", names: Iterable[str]) -> "Iterator[tuple[str, Ids]]":
+    """The chunk ids in these files that refer to chunks, in slices: uint8[n, 32], each with its
+    file's name. None come from where one cannot be read, which is noted.
+    """
     names = list(names)
     with suppress(FileNotFoundError):
         archive.storage.fetch([name for name in names if naming.is_session(name)])

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from common.durable import Busy, closing_fd, lock, make_directory, replace
-from dom0_agent.admin.qubes_catalog import QubesCatalog
+from dom0_agent.admin.qubes_catalog import QubesCatalog, document
 from dom0_agent.admin.qubes_options import qubes_options
 from dom0_agent.admin.renaming import change, followed
-from dom0_agent.catalog import VolumeCatalog, kept, open_catalog
+from dom0_agent.catalog import SETTINGS, VolumeCatalog, kept, open_catalog
 from dom0_agent.config import Config, Volume
 from dom0_agent.log import ERROR, log
 from dom0_agent.tracking.identities import Identities, load
@@ -33,7 +33,7 @@ def _asked_and_kept(config: Config) -> VolumeCatalog:
     if config.catalog == "qubes":
 
         def keep(listed: Mapping[str, str]) -> Identities:
-            return change(config.state_dir, lambda known: followed(known, listed))
+            return change(config.state_dir, lambda known: _followed(config, known, listed))
 
         return QubesCatalog(config, qubes_options(config), keep=keep)
     try:
@@ -44,6 +44,17 @@ def _asked_and_kept(config: Config) -> VolumeCatalog:
         listed = dict.fromkeys((volume.qube for volume in config.volumes), "")
         change(config.state_dir, lambda known: followed(known, listed))
     return open_catalog(config)
+
+
+def _followed(config: Config, known: Identities, listed: Mapping[str, str]) -> Identities:
+    """Who is who among the qubes that are listed. Settings that were saved of a qube go where
+    another has its name now: the next backup would have them as that one's.
+    """
+    after = followed(known, listed)
+    for name in listed:
+        if known.by_name(name) is not None and known.of(name) != after.of(name):
+            document(config.state_dir, name, SETTINGS).unlink(missing_ok=True)
+    return after
 
 
 def find_anywhere(catalog: VolumeCatalog, qube: str, volume: str) -> Volume | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from backup_vm import stopping
+from backup_vm.archive.storage.room import Room
 from backup_vm.errors import CannotLockError, SparsebakError
 
 if TYPE_CHECKING:
@@ -79,13 +80,6 @@ class Entry(NamedTuple):
     version: str
 
 
-class Space(NamedTuple):
-    """Bytes of a disk."""
-
-    free: int
-    capacity: int
-
-
 class Objects(Protocol):
     """Named objects elsewhere. Methods raise Unreachable, FileNotFoundError, ForbiddenError,
     SparsebakError.
@@ -138,7 +132,7 @@ class Objects(Protocol):
     def sweep(self) -> None:
         """Finish or remove what uploads that were cut have left. For the one that writes."""
 
-    def space(self) -> Space | None:
+    def space(self) -> Room | None:
         """Room there; None where nobody knows."""
 
     def vault(self, place: "Place", retention: int) -> "Vault":
