@@ -39,6 +39,15 @@ def sftp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture
+def place(sftp: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
+    """OpenSSH's server, which can be reached."""
+    for name, value in sftp.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return sftp
+
+
 @pytest.fixture(params=["s3", "sftp"])
 def server(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
