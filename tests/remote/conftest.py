@@ -3,6 +3,7 @@
 
 import itertools
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,13 @@ def sftp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
-def place(sftp: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
-    """OpenSSH's server, which can be reached."""
-    for name, value in sftp.environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return sftp
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("keys")
+    (folder / "home/.ssh").mkdir(parents=True)
+    for path in (folder / "host", folder / "home/.ssh/id_ed25519"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    return folder
 
 
 @pytest.fixture(params=["s3", "sftp"])
