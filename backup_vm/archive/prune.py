@@ -21,6 +21,7 @@ from backup_vm.archive.image import chain
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.reclaim import reclaim
 from backup_vm.archive.sessions import Session
+from backup_vm.archive.storage import UNSEEN
 from backup_vm.errors import DamagedError
 
 
@@ -61,7 +62,7 @@ def _prune(archive: Archive, doomed: Iterable[Session], entirely: Collection[str
     volumes = archive.sessions()
     gone, refused = set[str](), list[str]()
     # of which no session can be read: nothing builds on what is damaged there
-    lost = set(entirely) - volumes.keys()
+    lost = {volume for volume in set(entirely) - volumes.keys() if not _unseen(archive, volume)}
     gone |= {name for name in archive.damaged if naming.volume_of(name) in lost}
     groups: list[tuple[list[Session], Session | None]] = []
     for volume, series in volumes.items():
@@ -80,6 +81,8 @@ def _prune(archive: Archive, doomed: Iterable[Session], entirely: Collection[str
             continue
         groups += found
         gone |= mine | takes
+    unread = _unread(archive, asked - gone, set(entirely) - volumes.keys() - lost)
+    refused += [line for line in unread if line not in refused]
     if refused and not gone:
         raise DamagedError(f"nothing was pruned: {refused[0]}", "run: sparsebak scrub")
     if gone:
@@ -87,7 +90,8 @@ def _prune(archive: Archive, doomed: Iterable[Session], entirely: Collection[str
     with closing(archive.storage.workspace.scratch()) as candidates:
         for run, successor in groups:
             _merge(archive, run, successor, candidates)
-        if gone - asked:  # damaged: nobody knows which chunks they listed, so that any may be free
+        listed = {session.file for run, _ in groups for session in run}
+        if gone - listed:  # damaged: nobody knows which chunks they name, so that any may be free
             for ids, _ in archive.catalog.lengths():
                 candidates.write(ids)
         _hand_on_spoilt(archive, groups, gone, volumes)
@@ -102,6 +106,24 @@ def _prune(archive: Archive, doomed: Iterable[Session], entirely: Collection[str
         chunks, space = reclaim(archive, candidates)
         _forget_notes(archive, kept)  # now that there is room, if the disk was full
     return Pruned(len(gone), chunks, space, tuple(refused))
+
+
+def _unseen(archive: Archive, volume: str) -> DamagedError | None:
+    """Why the sessions of a volume cannot be told, if its folder cannot be looked into."""
+    return archive.damaged.get(f"volumes/{volume}/{UNSEEN}")
+
+
+def _unread(archive: Archive, left: Collection[str], unseen: Collection[str]) -> list[str]:
+    """A line for each volume of which sessions were to go that cannot be read any more, or
+    ``unseen``: they are left.
+    """
+    found = {volume: str(_unseen(archive, volume)) for volume in unseen}
+    for name in sorted(left):
+        volume = naming.volume_of(name)
+        error = archive.damaged.get(name) or _unseen(archive, volume)
+        if error is not None:
+            found.setdefault(volume, str(error))
+    return [f"volume {volume} is left as it is: {why}" for volume, why in sorted(found.items())]
 
 
 def _may_go(
@@ -208,4 +230,4 @@ def drop_partial(archive: Archive, partial: Partial) -> None:
             candidates.write(raw)
         partial.discard()
         reclaim(archive, candidates)
-    archive.catalog.marks.storing = storing
+    archive.catalog.marks.storing = storing or archive.left_listed
