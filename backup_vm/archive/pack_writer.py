@@ -269,7 +269,7 @@ class PackWriter:
         refers to it.
         """
         self.flush()
-        self._catalog.marks.storing = False
+        self._catalog.marks.storing = self._archive.left_listed
 
     def close(self) -> None:
         """End; what is not on disk yet is given up."""

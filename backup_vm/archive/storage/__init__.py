@@ -13,6 +13,7 @@ from pathlib import Path
 from backup_vm.archive.storage.interface import (
     LOCK,
     TEMPORARY,
+    UNSEEN,
     WANTED,
     WHOLE,
     Files,
@@ -27,6 +28,7 @@ __all__ = [
     "LOCK",
     "WANTED",
     "TEMPORARY",
+    "UNSEEN",
     "WHOLE",
     "Files",
     "NewFile",
