@@ -113,7 +113,7 @@ def failure(text: str, name: str, ahead: Callable[[], float | None]) -> Exceptio
     said = parse(text)
     if not said.status and not said.code:
         return _not_reached(text)
-    if said.code in _FULL:
+    if said.code in _FULL:  # with a status that forbids, in some stores
         return NoRoomError(f"the object store refuses: {said}")
     if said.code in _PASSING or (said.status in _PASSING_STATUS and said.code not in _HINTS):
         return Overloaded(str(said))
