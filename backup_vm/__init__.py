@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The backup VM's side of sparsebak: the archive and all that is done with it.
 
-May import ``wire``, never ``dom0_agent``: the two meet only through services.
+May import ``wire`` and ``common``, never ``dom0_agent``: the two meet only through services.
 """
 
 import os

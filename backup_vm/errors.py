@@ -40,6 +40,10 @@ class SparsebakError(Exception):
         super().__init__(text)
         self.hint = hint
 
+    def line(self) -> str:
+        """What is wrong, and in brackets what to do."""
+        return f"{self} ({self.hint})" if self.hint else str(self)
+
 
 class UsageError(SparsebakError):
     """The command line asks for something that cannot be."""
@@ -67,6 +71,19 @@ class NoArchiveError(SparsebakError):
 
 class ForbiddenError(SparsebakError):
     """The place where the archive is does not allow what was tried."""
+
+
+class NoRoomError(SparsebakError):
+    """The place where the archive is has no room for more."""
+
+    def __init__(
+        self,
+        text: str,
+        hint: str = "make room there, or have the quota raised, or prune old sessions, or where"
+        " that needs room, too, a newest one (prune QUBE/VOLUME --session latest); what was stored"
+        " is kept",
+    ) -> None:
+        super().__init__(text, hint)
 
 
 class CannotLockError(SparsebakError):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from backup_vm.errors import SparsebakError
+from backup_vm.errors import NoRoomError, SparsebakError
 
 _GONE = "the mount has lost what is behind it: unmount it (umount -l), and mount it again"
 _HINTS = {
@@ -43,6 +43,13 @@ def naming(path: str) -> Iterator[None]:
         if error.filename is not None or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, path) from None
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether a disk, here or elsewhere, is full, or a quota used up."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, NoRoomError)
 
 
 def hint(error: OSError) -> str:

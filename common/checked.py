@@ -8,7 +8,7 @@ from typing import Any
 
 def dump(fields: dict[str, Any]) -> bytes:
     """The file's contents."""
-    return json.dumps({"check": _check(fields), **fields}, indent=1).encode()
+    return json.dumps({"check": checksum(fields), **fields}, indent=1).encode()
 
 
 def load(raw: bytes) -> dict[str, Any]:
@@ -17,11 +17,11 @@ def load(raw: bytes) -> dict[str, Any]:
         fields = json.loads(raw)
     except RecursionError:
         raise ValueError("it is no object") from None
-    if not isinstance(fields, dict) or fields.pop("check", None) != _check(fields):
+    if not isinstance(fields, dict) or fields.pop("check", None) != checksum(fields):
         raise ValueError("its check does not fit")
     return fields
 
 
-def _check(fields: dict[str, Any]) -> str:
-    """Of what it says, whatever way it is laid out in the file."""
+def checksum(fields: dict[str, Any]) -> str:
+    """A checksum of what a file says, whatever way it is laid out there: 32 hexadecimal digits."""
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()

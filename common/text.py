@@ -5,6 +5,8 @@ import io
 import re
 import sys
 import time as _time
+from collections import Counter
+from collections.abc import Iterable
 
 _SESSION = re.compile(r"\d{8}-\d{6}", re.ASCII)
 
@@ -37,6 +39,18 @@ def reason(error: Exception) -> str:
 def session_name(time: int) -> str:
     """Name of the session taken at ``time`` (Unix seconds): UTC, ``20261123-061500``."""
     return _time.strftime("%Y%m%d-%H%M%S", _time.gmtime(time))
+
+
+def session_names(sessions: Iterable[tuple[int, bytes]]) -> dict[bytes, str]:
+    """What each session of a volume is called, by its id, given times (Unix seconds) and ids: by
+    its time; one of several of the same second by the beginning of its id, too.
+    """
+    found = {id: time for time, id in sessions}
+    often = Counter(found.values())
+    return {
+        id: session_name(time) + (f"-{id[:4].hex()}" if often[time] > 1 else "")
+        for id, time in found.items()
+    }
 
 
 def is_session_name(text: str) -> bool:

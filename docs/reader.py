@@ -5,10 +5,10 @@ the project.
     python3 reader.py ARCHIVE list
     python3 reader.py ARCHIVE assemble QUBE/VOLUME SESSION OUTPUT
 
-SESSION is a name as ``list`` shows it, or ``latest``. The passphrase or recovery key is asked for,
-or read from the first line of the file that SPARSEBAK_PASSPHRASE_FILE names; an archive that says
-it is open then needs --open at the end. Needs Python 3.11, cryptography and zstandard. Every chunk
-is authenticated and compared with its id, every image with its root; nothing else is trusted.
+SESSION is a name as ``list`` shows it, its beginning, or ``latest``. The passphrase or recovery key
+is asked for, or read from the first line of the file that SPARSEBAK_PASSPHRASE_FILE names; an open
+archive then needs --open at the end. Needs Python 3.11, cryptography and zstandard. Every chunk is
+authenticated and compared with its id, every image with its root; nothing else is trusted.
 """
 
 import base64
@@ -24,6 +24,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import zstandard
@@ -83,11 +84,8 @@ def recovery_key(text: str) -> bytes:
         raise ValueError("not a recovery key")
     groups = [letters[at : at + 5] for at in range(0, 40, 5)]
     for index, group in enumerate(groups):
-        weights = sum(
-            weight * alphabet.index(letter)
-            for weight, letter in zip((1, 3, 5, 7), group[:4], strict=True)
-        )
-        if group[4] != alphabet[(weights + index) % 32]:
+        weighed = zip((1, 3, 5, 7), map(alphabet.index, group[:4]), strict=True)
+        if group[4] != alphabet[(sum(a * b for a, b in weighed) + index) % 32]:
             raise ValueError(f"group {index + 1}, {group}, is mistyped")
     return base64.b32decode("".join(group[:4] for group in groups))
 
@@ -98,40 +96,34 @@ def wrapping_key(slot: bytes, secret: str) -> bytes:
         return derive(recovery_key(secret), b"sparsebak/2 recovery", slot[4:20])
     if kind != 1 or log_n > 17 or not (1 <= r <= 8 and 1 <= p <= 4) or r * p << log_n > 1 << 21:
         raise ValueError("a slot that nothing has made")
-    return Scrypt(slot[4:20], 32, 1 << log_n, r, p).derive(
-        secret.encode("utf-8", "surrogateescape")
-    )
+    raw = secret.encode("utf-8", "surrogateescape")
+    return Scrypt(slot[4:20], 32, 1 << log_n, r, p).derive(raw)
 
 
 def master_key(parameters: dict[str, object], secret: str) -> bytes:
     archive = bytes.fromhex(str(parameters["archive"]))
     slots = parameters["slots"]
     secret = secret.removeprefix("\ufeff")
-    forms = dict.fromkeys(
-        [unicodedata.normalize("NFC", secret), secret, unicodedata.normalize("NFD", secret)]
-    )
+    composed, apart = (unicodedata.normalize(form, secret) for form in ("NFC", "NFD"))
+    forms = dict.fromkeys([composed, secret, apart])
     for slot in map(bytes.fromhex, slots[:16] if isinstance(slots, list) else []):
         for form in forms:
-            try:
+            with suppress(ValueError, InvalidTag):
                 wrapping = wrapping_key(slot, form)
-            except ValueError:
-                continue
-            with suppress(InvalidTag):
                 return short_open(wrapping, slot[20:], slot[:20] + archive + b"sealed")
     raise Unreadable("this passphrase or recovery key does not open the archive")
 
 
 class Session:
     def __init__(self, raw: bytes, keys: Keys, archive: bytes) -> None:
-        digest = hashlib.blake2b(raw[:-32], digest_size=32).digest()
-        if raw[:8] != b"SBSESS\0\2" or digest != raw[-32:]:
+        if raw[:8] != b"SBSESS\0\2" or keyed(b"", raw[:-32]) != raw[-32:]:
             raise Unreadable("its checksum is wrong")
         self.inherit, self.count, self.base = struct.unpack_from("<QQ16s", raw, 8)
         clear, sealed = raw[40 : 40 + CLEAR.size], raw[40 + CLEAR.size : 40 + 400]
         magic, form, suite, _, of, *rest = CLEAR.unpack(clear)
         self.volume_id, self.id, self.sequence, self.time, self.size, self.chunk = rest
-        self.suite = suite
-        text = short_open(keys.records, sealed, clear)
+        self.file = f"{self.sequence:010d}-{self.id.hex()}.session"
+        self.suite, text = suite, short_open(keys.records, sealed, clear)
         if (magic, form, of) != (b"SBRC", FORMAT, archive) or suite not in SUITES:
             raise Unreadable("a record of another archive or format")
         qube, volume, _, domain, self.root, _ = struct.unpack("<64s64s64s16s32s32s", text)
@@ -152,28 +144,48 @@ class Archive:
         if self.parameters["suite"] not in SUITES:
             raise Unreadable("a suite that this reader does not know")
         self.id = bytes.fromhex(self.parameters["archive"])
-        open_key = self.parameters.get("key")
-        self.keys = Keys(
-            bytes.fromhex(open_key) if open_key else master_key(self.parameters, secret or "")
-        )
+        key = self.parameters.get("key")
+        self.keys = Keys(bytes.fromhex(key) if key else master_key(self.parameters, secret or ""))
+        self.unread: list[Path] = []
 
     def volumes(self) -> dict[str, list[Session]]:
-        found: dict[bytes, list[Session]] = {}
-        for path in regular(self.folder, "volumes/*/*.session"):
+        found: dict[bytes, dict[bytes, Session]] = {}
+        for path in sorted(self.folder.glob("volumes/*/*.session")):
             try:
                 session = Session(session_file(path), self.keys, self.id)
-            except (OSError, Unreadable, InvalidTag, ValueError, struct.error) as error:
+                if path.name != session.file and len(path.name) == len(session.file):
+                    raise Unreadable(f"it holds {session.file}")
+            except (OSError, InvalidTag, ValueError, struct.error) as error:
                 print(f"reader: {path}: {error or type(error).__name__}", file=sys.stderr)
+                self.unread.append(path)
                 continue
-            found.setdefault(session.volume_id, []).append(session)
+            known = found.setdefault(session.volume_id, {})
+            if path.name == session.file or session.id not in known:  # copies have other names
+                known[session.id] = session
         named: dict[str, list[Session]] = {}
-        for series in sorted(found.values(), key=lambda series: -max(one.time for one in series)):
-            series.sort(key=lambda one: one.sequence)
+        for known in sorted(found.values(), key=lambda known: -max(s.time for s in known.values())):
+            series = sorted(known.values(), key=lambda one: one.sequence)
+            times = [one.time for one in series]
+            for one in series:  # those of one second by their ids, too
+                one.name += f"-{one.id[:4].hex()}" if times.count(one.time) > 1 else ""
             name = series[-1].volume  # as it was called last
             while name in named:  # of a qube that was made again under its name
                 name = name.replace("/", ".old/")
             named[name] = series
         return dict(sorted(named.items()))
+
+    def select(self, name: str, wanted: str) -> tuple[list[Session], Session]:
+        """A volume's sessions, and the one wanted: the latest only if no newer one is damaged."""
+        series = self.volumes().get(name, [])
+        fits = [one for one in series if one.name.startswith(wanted)]
+        if wanted == "latest" and series:
+            (last,) = fits = series[-1:]
+            unread = [one.name for one in self.unread if one.parent.name == last.volume_id.hex()]
+            if any(len(one) == len(last.file) and one[:10] >= last.file[:10] for one in unread):
+                raise Unreadable(f"the newest session is damaged; the one before it: {last.name}")
+        if len(fits) != 1:
+            raise Unreadable(f"{name} has {len(fits) or 'no'} sessions {wanted}; see: list")
+        return series, fits[0]
 
     def places(self, wanted: set[bytes]) -> dict[bytes, list[Place]]:
         """Pack, offset and length of each chunk wanted, from the packs' indexes."""
@@ -200,9 +212,7 @@ class Archive:
     def assemble(self, series: list[Session], session: Session, output: Path) -> None:
         image: dict[int, bytes] = {}
         for older in self.chain(series, session):
-            image = {
-                number: chunk_id for number, chunk_id in image.items() if number < older.inherit
-            } | older.entries
+            image = {at: one for at, one in image.items() if at < older.inherit} | older.entries
         chunks = -(-session.size // session.chunk)
         self.check_root(session, image, chunks)
         wanted = {at: one for at, one in image.items() if one != ZERO and at < chunks}
@@ -221,10 +231,8 @@ class Archive:
     def check_root(self, session: Session, image: dict[int, bytes], chunks: int) -> None:
         pages = []
         for first in range(0, chunks, PAGE):
-            ids = b"".join(
-                image.get(number, ZERO) if number < chunks else ZERO
-                for number in range(first, first + PAGE)
-            )
+            numbers = range(first, min(first + PAGE, chunks))
+            ids = b"".join(image.get(one, ZERO) for one in numbers).ljust(32 * PAGE, b"\0")
             pages.append(keyed(session.root_key, ids, person=b"sparsebak page"))
         sizes = struct.pack("<QI", session.size, session.chunk)
         if keyed(session.root_key, sizes, *pages, person=b"sparsebak root") != session.root:
@@ -255,8 +263,7 @@ class Archive:
 
 def regular(folder: Path, pattern: str) -> list[Path]:
     """Regular files, and no links: a FIFO would block, a link leads elsewhere."""
-    found = sorted(folder.glob(pattern))
-    return [path for path in found if path.is_file() and not path.is_symlink()]
+    return [path for path in sorted(folder.glob(pattern)) if S_ISREG(path.lstat().st_mode)]
 
 
 def parameters(folder: Path) -> dict[str, Any]:
@@ -270,9 +277,9 @@ def parameters(folder: Path) -> dict[str, Any]:
 
 
 def session_file(path: Path) -> bytes:
-    """A session file, if it is as long as its head says, and lists no more chunks than its volume
-    has.
-    """
+    """A session file, if its length is its head's, with no more chunks than its volume has."""
+    if not S_ISREG(path.lstat().st_mode):
+        raise Unreadable("it is no regular file")
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(440)
@@ -301,8 +308,7 @@ def index(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 
 def secret() -> str:
-    path = os.environ.get("SPARSEBAK_PASSPHRASE_FILE")
-    if path:
+    if path := os.environ.get("SPARSEBAK_PASSPHRASE_FILE"):
         line = Path(path).read_bytes().split(b"\n")[0].rstrip(b"\r")
         return line.decode("utf-8", "surrogateescape")
     return getpass.getpass("Passphrase or recovery key: ")
@@ -326,20 +332,14 @@ def main(arguments: list[str]) -> int:
         if sealed and told_open:
             raise Unreadable("the archive is sealed; leave --open out")
         if not sealed and not told_open and "SPARSEBAK_PASSPHRASE_FILE" in os.environ:
-            raise Unreadable(
-                "the archive says that it is open and needs no passphrase: if you made it so, "
-                "add --open; if not, it is not yours"
-            )
+            text = "the archive says that it is open and needs no passphrase: if you made it so,"
+            raise Unreadable(f"{text} add --open; if not, it is not yours")
         archive = Archive(folder, secret() if sealed else None)
         if arguments[1] == "list":
             print("\n".join(listing(archive)))
             return 0
         _, _, name, wanted, output = arguments
-        series = archive.volumes().get(name, [])
-        session = next((one for one in reversed(series) if wanted in ("latest", one.name)), None)
-        if session is None:
-            raise Unreadable(f"{name} has no session {wanted}; see: list")
-        archive.assemble(series, session, Path(output))
+        archive.assemble(*archive.select(name, wanted), Path(output))
     except BROKEN as error:
         print(f"reader: {error or type(error).__name__}", file=sys.stderr)
         return 1

@@ -2,5 +2,6 @@
 """The dom0 side of sparsebak: rotates snapshots, finds what changed, seals it, and opens it again
 on restore.
 
-Everything here runs with dom0's rights. It may import ``wire``, never ``backup_vm``.
+Everything here runs with dom0's rights. It may import ``wire`` and ``common``, never
+``backup_vm``.
 """

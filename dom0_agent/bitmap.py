@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, compress
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from common.bits import set_run
 from dom0_agent.compiled import COMPILED
 from wire.layout import Structure
 
@@ -23,16 +24,12 @@ _MARKED = re.compile(rb"[^\x00]+")
 
 _WINDOW = 1 << 12
 """Bytes of the bitmap that are looked at together, which is 2 GiB of the volume."""
-_FROM = tuple(0xFF << bit & 0xFF for bit in range(8))
-"""By the number of a bit: a byte with that one and all above it set."""
-_UP_TO = tuple(0xFF >> (7 - bit) for bit in range(8))
-"""By the number of a bit: a byte with that one and all below it set."""
 _SELECTED = tuple(bytes(byte >> bit & 1 for bit in range(8)) for byte in range(256))
 """By a byte: its bits, lowest first, as a byte each."""
 _LOW = bytes(sum((byte >> 2 * pair & 3 > 0) << pair for pair in range(4)) for byte in range(256))
 """By a byte: a bit for each two of its bits, set where one of them is, in the lower half."""
 _HIGH = bytes(half << 4 for half in _LOW)
-"""The same in the upper half."""
+"""By a byte: the bits of _LOW, in the upper half."""
 
 
 class BitmapHead(Structure, compiled=COMPILED):
@@ -70,12 +67,7 @@ class Bitmap:
         first, last = start // GRAIN, (end - 1) // GRAIN
         if last // 8 >= len(self._bits):
             self._bits.extend(bytes(last // 8 + 1 - len(self._bits)))
-        if first // 8 == last // 8:
-            self._bits[first // 8] |= _FROM[first % 8] & _UP_TO[last % 8]
-            return
-        self._bits[first // 8] |= _FROM[first % 8]
-        self._bits[first // 8 + 1 : last // 8] = b"\xff" * (last // 8 - first // 8 - 1)
-        self._bits[last // 8] |= _UP_TO[last % 8]
+        set_run(self._bits, first, last + 1)
 
     def merge(self, other: Bitmap) -> None:
         """Mark all that ``other`` has marked."""

@@ -125,7 +125,7 @@ class FileSpace(Structure, compiled=COMPILED):
     """``struct space_resv``, of falloc.h."""
 
     kind: Annotated[int, Int16un]
-    whence: Annotated[int, Int16un * "0: from the file's begin"]
+    whence: Annotated[int, Int16un * "0: from the file's beginning"]
     gap: Annotated[bytes, Bytes(4)]
     start: Annotated[int, Int64un]
     span: Annotated[int, Int64un]

@@ -34,8 +34,7 @@ def log(level: int, text: str) -> None:
     line = printable(text)
     if _journal:
         syslog.syslog(level, line)
-    with suppress(
-        OSError
-    ):  # a full disk, a reader that is gone: what is done does not depend on it
+    with suppress(OSError):
+        # A full disk, a reader that is gone: what is done does not depend on the log.
         prefix = "" if sys.stderr.isatty() else f"<{level}>"
         print(f"{prefix}{NAME}: {line}", file=sys.stderr, flush=True)

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from tests.commands import Commands
 
 CI = os.environ.get("CI") == "true"
-if (
-    "SPARSEBAK_VM" not in os.environ
-):  # no test in the VM uses hypothesis, and importing it takes seconds there
+if "SPARSEBAK_VM" not in os.environ:
+    # No test in the VM uses hypothesis, and importing it takes seconds there.
     from hypothesis import HealthCheck, settings
 
     settings.register_profile(

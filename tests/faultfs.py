@@ -21,8 +21,8 @@ from typing import Any
 from tests.patience import PATIENCE
 
 WRITING = (
-    *("create", "write", "truncate", "mkdir", "rmdir", "unlink", "rename", "chmod", "utimens"),
-    "fallocate",
+    *("create", "open_to_write", "write", "truncate", "mkdir", "rmdir", "unlink", "rename"),
+    *("link", "symlink", "chmod", "chown", "utimens", "fallocate"),
 )
 """Operations that a read-only file system refuses."""
 OPTIONS = ("direct_io", "statfs_zero", "no_flock", "no_punch", "fixed_mode", "no_replace")
@@ -40,8 +40,9 @@ class Fault:
     After ``after`` calls that go well, ``times`` calls fail (None: all). With ``short`` a write
     takes so many bytes instead; with ``delay`` the call waits so many seconds first. ``then`` is
     the error of all calls after those. Operations: those of FUSE, such as write, fsync, fsyncdir,
-    create, open, read, release, flush (only of what was open for writing), unlink, rename, mkdir,
-    readdir, getattr, statfs, truncate, fallocate.
+    create, open, open_to_write (of a file that is there; an open, too), read, release, flush (only
+    of what was open for writing), unlink, rename, link, mkdir, readdir, getattr, statfs, truncate,
+    fallocate.
     """
 
     operation: str

@@ -54,13 +54,13 @@ class Faults:
                     }
                 print(json.dumps(answer), file=stream, flush=True)
 
-    def met(self, operation: str, path: str) -> Fault | None:
-        """The fault that this call meets; counts it."""
+    def met(self, operations: tuple[str, ...], path: str) -> Fault | None:
+        """The fault that this call, which goes by any of these names, meets; counts it."""
         with self._lock:
-            self._calls[operation] += 1
+            self._calls.update(operations)
             for number, fault in enumerate(self._faults):
                 patterns = fault.operation.split(",")
-                if not any(fnmatch.fnmatchcase(operation, pattern) for pattern in patterns):
+                if not any(fnmatch.filter(operations, pattern) for pattern in patterns):
                     continue
                 if not _is_within(path.lstrip("/"), fault.path):
                     continue
@@ -70,9 +70,9 @@ class Faults:
                 if fault.times is not None and seen > fault.after + fault.times:
                     if not fault.then:
                         continue
-                    fault = Fault(operation, fault.then)
+                    fault = Fault(operations[0], fault.then)
                 if len(self._failed) < 20:
-                    self._failed.append(f"{operation} {path}")
+                    self._failed.append(f"{operations[0]} {path}")
                 return fault
         return None
 
@@ -211,7 +211,8 @@ def guarded(name: str, method: Any) -> Any:
     def call(self: Folder, path: str, *args: Any) -> Any:
         if name == "flush" and not self.files.get(args[0]):
             return 0
-        fault = self.faults.met(name, path or "")
+        to_write = name == "open" and args[0] & os.O_ACCMODE != os.O_RDONLY
+        fault = self.faults.met((name, "open_to_write") if to_write else (name,), path or "")
         if fault is not None and fault.delay:
             time.sleep(fault.delay)
         if fault is not None and fault.error:

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from backup_vm.archive.storage import libc
 from tests.kit import in_child
 
 DIED = 99
@@ -30,6 +31,8 @@ COMMANDS = ("Popen",)
 """Programs started, such as LVM's."""
 SQL = "sqlite3"
 """Each statement of a database, and each row of those that are given many."""
+SPACE = "fallocate"
+"""Room taken in a file, and holes made in it."""
 HARMLESS = ("lvs", "losetup")
 
 
@@ -52,6 +55,8 @@ class Counter:
             fcntl.ioctl = self._counting(fcntl.ioctl)  # FICLONE
         if "Popen" in counted:
             subprocess.Popen = self._counting(subprocess.Popen)  # type: ignore[assignment,misc]
+        if SPACE in counted:
+            libc.fallocate = self._counting(libc.fallocate)
         if SQL in counted:
             sqlite3.connect = self._connecting(sqlite3.connect)
         if "open" not in counted:
@@ -85,9 +90,11 @@ class Counter:
         return counted
 
 
-def deaths(action: Callable[[], object], counted: tuple[str, ...] = EVERYTHING) -> Iterator[int]:
-    """Run ``action`` in a child that dies at its first step; yield; again at its second; until it
-    lives to its end.
+def deaths(
+    action: Callable[[], object], counted: tuple[str, ...] = EVERYTHING, every: int = 1
+) -> Iterator[int]:
+    """Run ``action`` in a child that dies at its first step; yield; again at its second, or so many
+    later; until it lives to its end.
     """
     fatal = 1
     while True:
@@ -101,4 +108,4 @@ def deaths(action: Callable[[], object], counted: tuple[str, ...] = EVERYTHING) 
         yield fatal
         if code == 0:
             return
-        fatal += 1
+        fatal += every

@@ -122,6 +122,7 @@ PARTS = {
     ),
     "what is known of a volume, whole after any crash": (
         "bitmap",
+        "common/bits",
         "common/checked",
         "common/durable",
         "tracking/__",

@@ -80,6 +80,7 @@ def _manual(name: str, parser: Any, section: int) -> str:
         "manual_section": section,
     }
     text = str(Manpage(parser, format="single-commands-section", _data=data))
+    text = re.sub("^'", r"\\&'", text, flags=re.M)  # or roff takes the line for a request
     return re.sub(
         r"^\.TH .*$",
         f'.TH {name.upper()} "{section}" "" "sparsebak {VERSION}" "sparsebak"',

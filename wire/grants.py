@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from common.text import session_names
 from wire import DEDUP_DOMAIN_SIZE, LAST_SEQUENCE
 from wire.chunks import KEY_SIZE, SUITES, DomainKeys, NotAuthentic
 from wire.compiled import COMPILED
@@ -94,6 +95,11 @@ class Grant:
     def archive(self) -> bytes:
         """Id of the archive that its sessions are in."""
         return self.records[0].archive
+
+    @property
+    def names(self) -> dict[bytes, str]:
+        """What its sessions are called, by their ids."""
+        return session_names((record.time, record.session) for record in self.records)
 
     @property
     def volume_id(self) -> bytes:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from common.bits import set_run
+
 PART_CHUNKS = 1 << 18
 """Chunks that a frame has bits for: 32 KiB."""
 
@@ -24,16 +26,7 @@ class Wanted:
 
     def add(self, first: int, end: int) -> None:
         """Add the chunks from ``first`` up to ``end``."""
-        if first >= end:
-            return
-        low, high = first >> 3, end - 1 >> 3
-        from_first, to_last = 0xFF << (first & 7) & 0xFF, 0xFF >> (7 - (end - 1 & 7))
-        if low == high:
-            self._bits[low] |= from_first & to_last
-            return
-        self._bits[low] |= from_first
-        self._bits[low + 1 : high] = b"\xff" * (high - low - 1)
-        self._bits[high] |= to_last
+        set_run(self._bits, first, end)
 
     def __contains__(self, number: int) -> bool:
         return bool(self._bits[number >> 3] >> (number & 7) & 1)

@@ -125,30 +125,26 @@ class SealedReader:
             connection.close()
 
     def _asked(self, ask: Callable[[], Result]) -> Result:
+        """What ``ask`` gets: by the call there is, and where the backup VM has hung up on that, by
+        another one.
+        """
         with self._lock:
-            again = self._connection is not None
-            try:
-                if self._connection is None:
-                    self._call()
-                return ask()
-            except (CutShort, BrokenPipeError):
-                self.close()
-                if self._silent:
-                    raise self._failed("it does not answer") from None
-                if not again:
-                    raise self._failed("it hung up") from None
-            except BaseException:
-                self.close()  # what else it sends belongs to nothing
-                raise
-            try:
-                self._call()
-                return ask()
-            except (CutShort, BrokenPipeError):
-                self.close()
-                raise self._failed("it hung up twice") from None
-            except BaseException:
-                self.close()
-                raise
+            calls = 2 if self._connection is not None else 1
+            while True:
+                calls -= 1
+                try:
+                    if self._connection is None:
+                        self._call()
+                    return ask()
+                except (CutShort, BrokenPipeError):
+                    self.close()
+                    if self._silent:
+                        raise self._failed("it does not answer") from None
+                    if not calls:
+                        raise self._failed("it hung up") from None
+                except BaseException:
+                    self.close()  # what else it sends belongs to nothing
+                    raise
 
     def _call(self) -> bytes:
         """Begin a call; returns the record that it begins with."""

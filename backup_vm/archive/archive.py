@@ -6,6 +6,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Collection
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backup_vm.archive import catalog_file, naming, partial, reconcile, sessions
@@ -34,7 +35,9 @@ class Archive:
         self.open_catalog: ChunkCatalog | None = None
         """The catalog, if this run has needed it yet; see ``catalog``."""
         self.temporary: TemporaryDirectory[str] | None = None
-        """Where a reader has a catalog of its own."""
+        """Where a reader has a catalog of its own, and a writer one that was moved."""
+        self.cramped = False
+        """Whether the catalog was moved, because its disk has no room; see cramped.py."""
         self.warnings: list[str] = []
         """What was found wrong and put right on the way, for the user."""
         self.alarms: list[str] = []
@@ -42,6 +45,8 @@ class Archive:
         """
         self.pack_size: int | None = None
         """Bytes of the packs of this run, if that was asked for; see pack_size.py."""
+        self.left_dead = False
+        """Whether a reclaim left space as it was, for want of room to give it back."""
         self.touched: set[str] = set()
         """Files that this run changed under their names: packs by holes, sessions by merging."""
         self.damaged: dict[str, DamagedError] = {}
@@ -126,6 +131,7 @@ class Archive:
                 found[naming.volume_of(name)].append(session)
         for series in found.values():
             series.sort(key=lambda session: session.clear.sequence)
+            sessions.tell_apart(series)
         return dict(found)
 
     def cut_off(self, volumes: dict[str, list[Session]]) -> dict[str, str]:
@@ -260,6 +266,10 @@ class Archive:
         self.temporary = None
         return self.open_catalog is not None
 
+    def moved(self, name: str) -> Path | None:
+        """Where a file is that was moved, because its disk has no room; None where none was."""
+        return Path(self.temporary.name) / name if self.cramped and self.temporary else None
+
     def replace_catalog(self, catalog: ChunkCatalog) -> None:
         """Use another one from here on; the one before stays open until the end."""
         self._past.append((self.open_catalog, None))
@@ -267,11 +277,15 @@ class Archive:
 
     def rebuild_catalog(self) -> None:
         """Make the catalog again from packs and sessions; what is marked in it is kept."""
-        known = Remembered.of(self.open_catalog)
+        self._make_again(Remembered.of(self.open_catalog))
+
+    def _make_again(self, known: Remembered) -> ChunkCatalog:
+        """Make a catalog that knows what the one before knew, in its place."""
         if self.open_catalog is not None:
             self.open_catalog.close()
             self.open_catalog = None
         self.open_catalog = reconcile.rebuild(self, Listing.of(self.storage), known)
+        return self.open_catalog
 
     def mended(self, files: Collection[str]) -> None:
         """Make the catalog again, for these files are whole again: what was known to be spoilt is
@@ -282,11 +296,7 @@ class Archive:
         self.forget_findings()
         self.warnings = [one for one in self.warnings if one not in self.alarms]
         self.alarms = []
-        if self.open_catalog is not None:
-            self.open_catalog.close()
-            self.open_catalog = None
-        self.open_catalog = reconcile.rebuild(self, Listing.of(self.storage), known)
-        self.open_catalog.marks.unclaimed = True
+        self._make_again(known).marks.unclaimed = True
 
     def doubt_catalog(self) -> bool:
         """A reader found the catalog to be wrong: make another, aside, once. Whether that was done,

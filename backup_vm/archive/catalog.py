@@ -256,9 +256,8 @@ class ChunkCatalog(CatalogBase):
                 self._db.executemany(
                     "INSERT INTO listed VALUES (?)", ((chunk_id,) for chunk_id in ids)
                 )
-            self._db.execute(
-                "INSERT OR IGNORE INTO referenced SELECT id FROM listed ORDER BY id"
-            )  # at random takes longer
+            # In order of ids, because insertion at random takes longer.
+            self._db.execute("INSERT OR IGNORE INTO referenced SELECT id FROM listed ORDER BY id")
             yield
         finally:
             self._db.execute("DROP TABLE IF EXISTS listed")

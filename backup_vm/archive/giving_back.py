@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
+from backup_vm import failures
 from backup_vm.archive.holes import has_block, holes
 from backup_vm.archive.packs import NewPack, Packed, PackReader
 from backup_vm.errors import DamagedError, ForbiddenError
@@ -58,16 +59,25 @@ def _punch(archive: "Archive", packs_to_punch: list[Suspect]) -> tuple[int, int]
     """Make holes of the dead chunks; returns of how many of the packs, from the first on, and the
     bytes given back.
 
-    It ends at the first that takes none: storage that cannot make holes says so of every file.
+    It ends at the first that takes none: storage that cannot make holes says so of every file. So
+    it does where there is no room for holes; then nothing else is tried with the rest either.
     """
     storage, catalog, done, freed = archive.storage, archive.catalog, list[Suspect](), 0
+    full = False
     for pack in packs_to_punch:
         there = [
             (entry.offset, entry.length)
             for entry, hole in zip(pack.dead, holes(archive, pack.name, pack.dead), strict=True)
             if not hole and has_block(entry)
         ]
-        if not storage.punch(pack.name, there):
+        try:
+            if not storage.punch(pack.name, there):
+                break
+        except OSError as error:  # Btrfs has to write down where they are
+            if not failures.no_room(error):
+                raise
+            _leave(archive, error)
+            full = True
             break
         freed += sum(length for _, length in there)
         done.append(pack)
@@ -81,7 +91,7 @@ def _punch(archive: "Archive", packs_to_punch: list[Suspect]) -> tuple[int, int]
         for pack in done:
             catalog.set_freed(pack.number, ())
         catalog.commit()
-    return len(done), freed
+    return len(packs_to_punch) if full else len(done), freed
 
 
 def _remove(archive: "Archive", dead: list[Suspect]) -> int | None:
@@ -119,6 +129,15 @@ def _forbidden(error: ForbiddenError) -> str:
     return f"{error}; a prune that may remove files reclaims the space"
 
 
+def _leave(archive: "Archive", error: Exception) -> None:
+    """Leave the rest for a prune that has room for it."""
+    why = failures.text(error) if isinstance(error, OSError) else str(error)
+    archive.warnings.append(
+        f"not all space was reclaimed, for want of room to do it: {why}; the next prune does it"
+    )
+    archive.left_dead = True
+
+
 class _Copy(NamedTuple):
     """What is live of a pack, in a new one; ``places``: id, offset and length of each chunk."""
 
@@ -147,6 +166,9 @@ def _rewrite(archive: "Archive", old: Iterable[Suspect]) -> int:
                 if isinstance(one, DamagedError):
                     archive.warnings.append(f"{one}; its pack was left as it is")
                     continue
+                if isinstance(one, Exception):
+                    _leave(archive, one)
+                    break
                 catalog.begin()
                 number = catalog.add_pack(one.new.name, one.new.size)
                 for chunk_id, offset, length in one.places:
@@ -167,9 +189,17 @@ def _rewrite(archive: "Archive", old: Iterable[Suspect]) -> int:
     return space
 
 
-def _copy(archive: "Archive", old: Suspect) -> _Copy | DamagedError:
-    """Copy what is live of a pack into a new one. In any thread: it leaves the catalog alone."""
-    pack, places = NewPack(archive.storage, archive.parameters.archive), []
+def _copy(archive: "Archive", old: Suspect) -> _Copy | Exception:
+    """Copy what is live of a pack into a new one; returns damage to the old one, and want of room
+    for the new one. In any thread: it leaves the catalog alone.
+    """
+    places = []
+    try:
+        pack = NewPack(archive.storage, archive.parameters.archive)
+    except OSError as error:
+        if failures.no_room(error):
+            return error
+        raise
     try:
         with PackReader(archive.storage) as reader:
             for entry in old.live:
@@ -178,7 +208,8 @@ def _copy(archive: "Archive", old: Suspect) -> _Copy | DamagedError:
         pack.finish()
     except BaseException as error:
         pack.abandon()
-        if isinstance(error, DamagedError):
+        known = isinstance(error, DamagedError) or failures.no_room(error)
+        if known and isinstance(error, Exception):
             return error
         raise
     return _Copy(old, pack, places)

@@ -38,13 +38,13 @@ class Incoming:
     def __init__(
         self,
         archive: Archive,
-        store: PackWriter,
+        writer: PackWriter,
         record: bytes,
         base: bytes,
         inherit: int,
         fingerprint: bytes,
     ) -> None:
-        self._archive, self._store, self._record = archive, store, record
+        self._archive, self._writer, self._record = archive, writer, record
         self._base, self._inherit = base, inherit
         clear = self.clear = read_clear(record)
         parameters = archive.parameters
@@ -77,7 +77,7 @@ class Incoming:
         if begun is not None:
             begun.keep_known(self._archive.catalog)
         if begun is not None and begun.offer != offer:
-            self._store.flush()  # or what came of others would seem to be wanted by nobody
+            self._writer.flush()  # or what came of others would seem to be wanted by nobody
             drop_partial(self._archive, begun)
             begun = None
         return begun or Partial.create(storage, offer)
@@ -89,11 +89,11 @@ class Incoming:
 
     def take(self, entry: Entry) -> None:
         """Take the next entry."""
-        self._store.chunk(self._partial, entry.number, entry.id, entry.sealed)
+        self._writer.chunk(self._partial, entry.number, entry.id, entry.sealed)
 
     def finish(self) -> Session:
         """Bring everything to disk and store the session."""
-        self._store.flush()
+        self._writer.flush()
         partial = self._partial
         stored = self._archive.store_session(partial, self._record, self._base, self._inherit)
         partial.discard()
@@ -104,7 +104,7 @@ class Incoming:
 
         What waits for a pack to be on disk is written first: it belongs to this session, too.
         """
-        self._store.flush()
+        self._writer.flush()
         drop_partial(self._archive, self._partial)
 
     def close(self) -> None:

@@ -22,13 +22,13 @@ What a lease says is written by anybody who can write to the store: it is bounde
 shown or compared.
 """
 
-import errno
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
+from backup_vm import failures
 from backup_vm.archive.holder import Holder, given_back
 from backup_vm.archive.lease_files import (
     LAST,
@@ -41,7 +41,7 @@ from backup_vm.archive.lease_files import (
     is_of,
     look,
 )
-from backup_vm.errors import ForbiddenError, LockedError, SparsebakError
+from backup_vm.errors import ForbiddenError, LockedError, NoRoomError, SparsebakError
 
 RENEWAL = 60.0
 """Seconds between two renewals."""
@@ -84,6 +84,9 @@ class Lease:
         """Whose leases were free by their age alone, for people."""
         self._sure = self._wall = 0.0
         self._lost = ""
+        self._without = False
+        """Whether there was no room for it yet."""
+        self._taking = threading.Lock()
         self._lock, self._end = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -95,8 +98,13 @@ class Lease:
         command: str,
         clocks: Clocks | None = None,
         kind: str = WRITER,
+        makes_room: bool = False,
     ) -> "Lease":
-        """Take the lease of the archive at ``place``; raise LockedError when another run has it."""
+        """Take the lease of the archive at ``place``; raise LockedError when another run has it.
+
+        A run that ``makes_room`` begins without it on a server that is full, as any does in a
+        folder on a disk that is; it has it when there is room.
+        """
         clocks = clocks or Clocks()
         holder = Holder.this(command)
         for attempt in range(_TRIES):
@@ -105,7 +113,13 @@ class Lease:
 
                 clocks.sleep(random.uniform(0.05, 0.5) * attempt)  # noqa: S311
             lease = cls(locks, place, holder, clocks, kind)
-            if lease._take():
+            try:
+                if lease._take():
+                    return lease
+            except NoRoomError:
+                if not makes_room:
+                    raise
+                lease._without = True
                 return lease
         raise LockedError(f"{place} is in use by other runs that begin", "try again")
 
@@ -120,7 +134,10 @@ class Lease:
             made = self._make(_following(before.highest))
         except OSError as error:
             # Without room nothing new can be stored, and a prune that makes room has to begin.
-            return _no_room(error)
+            if not failures.no_room(error):
+                raise
+            self._without = True
+            return True
         if not made:
             self.name = ""
             return False
@@ -205,7 +222,7 @@ class Lease:
 
     def keep(self) -> None:
         """Renew it now and then, in the background, until it is released."""
-        if self.name:
+        if self.name and self._thread is None:
             self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
             self._thread.start()
 
@@ -255,6 +272,8 @@ class Lease:
 
     def check(self) -> None:
         """Raise LockedError when the lease is lost, or may be: nothing must be written then."""
+        if self._without and not self._end.is_set():
+            self._take_late()
         if self.name and not self._lost:
             if self._clocks.boot() - self._sure >= _HALF:
                 self._lost = "it could not be renewed in time"
@@ -269,6 +288,25 @@ class Lease:
                 f"the lease of {self._place} is lost: {self._lost}; this run ends here",
                 "what was stored is kept; try again when no other run is left",
             )
+
+    def _take_late(self) -> None:
+        """Take it if there is room for it by now: what this run removes is room for others, too.
+        Raise LockedError when another has it.
+        """
+        with self._taking:
+            if not self._without:
+                return
+            self._without = False
+            try:
+                if not self._take():
+                    raise LockedError(f"{self._place} is in use by another run", "try again")
+            except NoRoomError:
+                self._without = True
+            except BaseException as error:
+                self._lost = f"it could not be taken: {error}"
+                raise
+            if not self._without:
+                self.keep()
 
     def release(self) -> None:
         """Give it back; nothing is raised, for it is free by itself after a while."""
@@ -297,13 +335,6 @@ def _following(highest: int) -> int:
     # After the last one, which somebody wrote there by hand, any: two runs get different ones and
     # see each other, and who gets the lease removes what is above its own.
     return random.randrange(1, LAST // 2)  # noqa: S311
-
-
-def _no_room(error: OSError) -> bool:
-    """True where there is no room for a lease; raise any other error."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        raise error
-    return True
 
 
 def in_use(place: str, holder: Holder) -> LockedError:

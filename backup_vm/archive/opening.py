@@ -17,8 +17,10 @@ from backup_vm.archive.marks import Marks
 from backup_vm.archive.parameters import NAME, Parameters
 from backup_vm.archive.parameters import load as load_parameters
 from backup_vm.archive.storage import Storage, is_remote, open_storage
-from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
+from backup_vm.errors import DamagedError, ForbiddenError, NoRoomError, SparsebakError
 
+_REMOVING = reserve.MAKING_ROOM - {"scrub"}
+"""Commands that do make room: scrub reads all and makes none."""
 _REFUSALS = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
@@ -44,24 +46,15 @@ def open_archive(
         archive = Archive(storage, parameters, alone)
         archive.warnings += _taken_over(storage, lease)
         try:
-            if alone:
-                _recover(archive)
-            else:
-                holding.attach(archive)
-                if writing is None:
-                    _work_aside(archive)
+            _begin(archive, command, aside=writing is None)
             yield archive
-            if archive.found or archive.damaged:
-                storage.check()
-            holding.extend(archive)
-            _record(archive)
-            if alone:
-                reserve.keep(archive)
+            _end(archive, command)
         except DamagedError:
             # A writer that has lost its lease reads what another run moves: that is no damage.
             storage.check()
             raise
         finally:
+            _put_catalog_back(archive)
             archive.close()
 
 
@@ -76,12 +69,33 @@ def _locked_if_writable(
     if storage.writable():
         try:
             return locked.enter_context(_locked(storage, True, command)), True
-        except ForbiddenError:
+        except (ForbiddenError, NoRoomError):
             pass
         except OSError as error:
             if error.errno not in _REFUSALS:
                 raise
     return locked.enter_context(_locked(storage, False, command)), False
+
+
+def _begin(archive: Archive, command: str, aside: bool) -> None:
+    """What comes before a run. ``aside``: a reader notes what it finds in a copy of the catalog."""
+    if archive.writing:
+        _recover(archive, command)
+        return
+    holding.attach(archive)
+    if aside:
+        _work_aside(archive)
+
+
+def _end(archive: Archive, command: str) -> None:
+    """What comes after a run that has done its work."""
+    if archive.found or archive.damaged:
+        archive.storage.check()
+    holding.extend(archive)
+    _record(archive)
+    _put_catalog_back(archive)
+    if archive.writing:
+        reserve.keep(archive, command in _REMOVING)
 
 
 @contextmanager
@@ -92,15 +106,16 @@ def _locked(storage: Storage, writing: bool, command: str) -> Iterator[Lease | N
         if not writing:
             yield None
             return
-        lease = Lease.acquire(storage.locks(), storage.describe(), command)
+        makes_room = command in reserve.MAKING_ROOM
+        lease = Lease.acquire(storage.locks(), storage.describe(), command, makes_room=makes_room)
         storage.check = lease.check
         given = 0
         try:
-            if command in reserve.MAKING_ROOM:
+            if makes_room:
                 given = reserve.give_back(storage)
-            if given and not lease.name:
-                lease = Lease.acquire(storage.locks(), storage.describe(), command)
-                storage.check = lease.check
+            elif owed := reserve.owed(storage):
+                reserve.take_again(storage, owed)
+            lease.check()  # there may be room for it now
             lease.keep()
             storage.refresh()  # what was seen before may be from the middle of another run
             yield lease
@@ -123,9 +138,11 @@ def _taken_over(storage: Storage, lease: Lease | None) -> list[str]:
     ]
 
 
-def _recover(archive: Archive) -> None:
+def _recover(archive: Archive, command: str) -> None:
     """When writing begins: finish what a run that died left half done."""
     archive.storage.clean()
+    if command in _REMOVING and not archive.storage.elsewhere:
+        _move_catalog(archive)
     now = Listing.of(archive.storage)
     stored = {naming.session_of(name) for name in now.files if naming.is_session(name)}
     left = [n for n in now.files if not naming.is_session(n) and naming.session_of(n) in stored]
@@ -143,6 +160,20 @@ def _recover(archive: Archive) -> None:
         from backup_vm.archive.reclaim import reclaim
 
         reclaim(archive)
+
+
+def _move_catalog(archive: Archive) -> None:
+    from backup_vm.archive import cramped  # by few runs
+
+    if cramped.cramped(archive.storage):
+        cramped.move_catalog(archive)
+
+
+def _put_catalog_back(archive: Archive) -> None:
+    if archive.cramped:
+        from backup_vm.archive import cramped
+
+        cramped.put_back(archive)
 
 
 def _miss_notes(archive: Archive, marks: Marks) -> None:

@@ -51,8 +51,6 @@ LONGEST, MEANWHILE = 120.0, 1 << 20
 where it goes; and bytes that are taken after that, into the same pack. dom0 gives up a caller that
 takes less than 1 MiB while it waits for 300 seconds, and over a slow line four packs take longer.
 """
-
-
 MOST_READ = 1 << 16
 """Chunks of which it is remembered that they were read; the others are read again."""
 
@@ -86,7 +84,12 @@ class PackWriter:
         self._held: list[Filling] = []
         self._recorded = time.monotonic()
         self._background: ThreadPoolExecutor | None = None
-        self._full = self._enough = self._more = 0
+        self._full = 0
+        """Bytes of a full pack; 0 as long as nobody had to know."""
+        self._enough = 0
+        """Bytes at which the pack that is being filled is handed over."""
+        self._more = 0
+        """Bytes that are taken before there is another look at whether a pack may be on its way."""
         self._read: set[bytes] = set()
         """Chunks that were found sound, see _stored."""
         self._reader = PackReader(archive.storage)

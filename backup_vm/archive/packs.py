@@ -160,6 +160,28 @@ class PackReader:
 def read_index(storage: Storage, name: str, archive: bytes) -> list[Packed]:
     """The index of a pack, or raise DamagedError."""
     path = storage.describe(name)
+    index, foot = _raw_index(storage, name, archive)
+    if checksum(index) != foot.checksum:
+        raise DamagedError(f"{path} is damaged: its index has another checksum")
+    found = [
+        Packed(chunk_id, offset, length, digest)
+        for offset, length, chunk_id, digest in INDEX_ENTRY.iter_unpack(index)
+    ]
+    end = PACK_HEAD_SIZE
+    for entry in found:  # whoever can write to the disk can make a checksum
+        if entry.offset < end + ENTRY_SIZE or not 0 < entry.length <= _LARGEST:
+            raise DamagedError(f"{path} is damaged: its index is malformed")
+        end = entry.offset + entry.length
+    if end > foot.index:
+        raise DamagedError(f"{path} is damaged: its index is malformed")
+    return found
+
+
+def _raw_index(storage: Storage, name: str, archive: bytes) -> tuple[bytes, PackFoot]:
+    """The bytes of a pack's index, and the foot that says where they are, of a pack of this archive
+    whose head and foot fit together; raise DamagedError.
+    """
+    path = storage.describe(name)
     with damage(storage, name):
         size, reader = storage.size(name), storage.reader(name)
         try:
@@ -185,20 +207,7 @@ def read_index(storage: Storage, name: str, archive: bytes) -> list[Packed]:
             ) from None
         finally:
             reader.close()
-    if checksum(index) != foot.checksum:
-        raise DamagedError(f"{path} is damaged: its index has another checksum")
-    found = [
-        Packed(chunk_id, offset, length, digest)
-        for offset, length, chunk_id, digest in INDEX_ENTRY.iter_unpack(index)
-    ]
-    end = PACK_HEAD_SIZE
-    for entry in found:  # whoever can write to the disk can make a checksum
-        if entry.offset < end + ENTRY_SIZE or not 0 < entry.length <= _LARGEST:
-            raise DamagedError(f"{path} is damaged: its index is malformed")
-        end = entry.offset + entry.length
-    if end > foot.index:
-        raise DamagedError(f"{path} is damaged: its index is malformed")
-    return found
+    return index, foot
 
 
 def indexes(

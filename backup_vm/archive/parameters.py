@@ -120,12 +120,8 @@ def parse(raw: bytes, place: str) -> Parameters:
         raise DamagedError(f"{place} is damaged: its checksum is wrong", hint)
     try:
         return _parse(place, tomllib.loads(body.decode()))
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        RecursionError,
-    ) as error:  # whoever writes a disk can write a checksum
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        # The checksum fits, but whoever can write to the disk can write that, too.
         raise DamagedError(f"{place} is malformed: {error}") from None
 
 

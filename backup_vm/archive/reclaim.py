@@ -97,7 +97,7 @@ def _give_back_by_groups(archive: "Archive") -> tuple[int, int]:
         space += give_back(archive, [pack for pack in group if pack.dead or pack.whole])
         catalog.begin()
     catalog.suspect_nothing()
-    catalog.marks.unclaimed = bool(waiting)
+    catalog.marks.unclaimed = bool(waiting) or archive.left_dead
     catalog.commit()
     return chunks, space
 
@@ -182,29 +182,37 @@ def referred_to(archive: "Archive", wanted: "NDArray[np.uint64]") -> "NDArray[np
     return live
 
 
+def _divide(archive: "Archive", pack: Suspect, numbers: dict[str, int], reader: PackReader) -> None:
+    """Count as dead what of a pack's live chunks another copy stands for; what lives here and the
+    catalog does not have here is put into it.
+    """
+    catalog = archive.catalog
+    places = catalog.places(entry.id for entry in pack.live)
+    kept = []
+    for entry in pack.live:
+        place = places.get(entry.id)
+        here = place is not None and numbers[place.pack] == pack.number
+        if here and place is not None and place.offset == entry.offset:
+            kept.append(entry)
+        # Before one of two copies goes, the other is read: its row may be wrong.
+        elif place is not None and reader.sound(
+            place.pack, entry._replace(offset=place.offset, length=place.length)
+        ):
+            pack.dead.append(entry)  # another copy is the one that counts
+        else:  # the catalog called it freed, or does not know of it, and a session needs it
+            if reader.sound(pack.name, entry):
+                catalog.put(entry.id, pack.number, entry.offset, entry.length)
+            kept.append(entry)
+    pack.live = kept
+
+
 def _settle(archive: "Archive", group: list[Suspect]) -> int:
     """Bring the catalog to what was found; returns how many chunks are freed."""
     catalog, freed = archive.catalog, 0
     numbers = {name: number for number, name in catalog.packs().items()}
     with PackReader(archive.storage) as reader:
         for pack in group:
-            places = catalog.places(entry.id for entry in pack.live)
-            kept = []
-            for entry in pack.live:
-                place = places.get(entry.id)
-                here = place is not None and numbers[place.pack] == pack.number
-                if here and place is not None and place.offset == entry.offset:
-                    kept.append(entry)
-                # Before one of two copies goes, the other is read: its row may be wrong.
-                elif place is not None and reader.sound(
-                    place.pack, entry._replace(offset=place.offset, length=place.length)
-                ):
-                    pack.dead.append(entry)  # another copy is the one that counts
-                else:  # the catalog called it freed, or does not know of it, and a session needs it
-                    if reader.sound(pack.name, entry):
-                        catalog.put(entry.id, pack.number, entry.offset, entry.length)
-                    kept.append(entry)
-            pack.live = kept
+            _divide(archive, pack, numbers, reader)
             listed = catalog.in_pack(pack.number)
             wrong = [e.id for e in pack.dead if listed.get(e.offset) == e.id]
             catalog.remove(*wrong)

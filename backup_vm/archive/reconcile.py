@@ -88,8 +88,9 @@ def _opened(archive: "Archive") -> ChunkCatalog | None:
     workspace, catalog = archive.storage.workspace, None
     where, problem = workspace.describe(catalog_file.NAME), "was damaged"
     try:
-        path = workspace.database(catalog_file.NAME)
-        if not workspace.exists(catalog_file.NAME):
+        moved = archive.moved(catalog_file.NAME)
+        path = moved or workspace.database(catalog_file.NAME)
+        if not (moved.exists() if moved else workspace.exists(catalog_file.NAME)):
             # Of an archive as it was none is ever kept.
             past = archive.storage.elsewhere and not archive.storage.writable()
             if archive.session_files() and not past:
@@ -239,12 +240,14 @@ def rebuild(
     """Make the catalog again. ``gone``: packs that there were; ``unlisted``: see derive.Doubts."""
     known, archive.derived = known or Remembered(), True
     workspace, name = archive.storage.workspace, catalog_file.NAME
-    if archive.writing:
+    here = archive.writing and not archive.cramped
+    if here:
         workspace.discard(name + TEMPORARY)
         temporary = workspace.database(name + TEMPORARY)
-    else:  # others may be reading too, or the disk may be read-only
+    else:  # others may be reading too, or the disk may be read-only, or full
         archive.temporary = archive.temporary or catalog_file.folder_aside()
         temporary = Path(archive.temporary.name) / f"rebuilt-{name}"
+        temporary.unlink(missing_ok=True)
     doubts = known.doubts(archive, unlisted)
     catalog, found = derive.derived(archive, temporary, now.packs, doubts)
     lacking = {name for name, count in found.items() if count}
@@ -259,7 +262,7 @@ def rebuild(
             for name in sorted(gone)
         ]
     losses.conclude(archive, catalog, now, lacking)
-    if not archive.writing:
+    if not here:
         return catalog
     # Beside the old one first, and in its place when it is whole. It cannot be renamed over that
     # one, whose journal would be played back into it. Dying between the two leaves the new one,

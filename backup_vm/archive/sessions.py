@@ -8,7 +8,7 @@ and grown again; 0 for a full session).
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from backup_vm.archive import digested
@@ -25,7 +25,7 @@ from backup_vm.archive.format import (
 )
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import DamagedError
-from common.text import session_name
+from common.text import session_name, session_names
 from wire import LAST_SEQUENCE
 from wire.chunks import NotAuthentic
 from wire.merkle import chunk_count
@@ -44,9 +44,13 @@ class Session:
     ) -> None:
         self.file, self.clear, self.record = file, clear, record
         self.base, self.inherit, self.count = base, inherit, count
+        self._name: str | None = None
+
+    def _all(self) -> tuple[object, ...]:
+        return self.file, self.record, self.base, self.inherit, self.count
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Session) and vars(self) == vars(other)
+        return isinstance(other, Session) and self._all() == other._all()
 
     def __hash__(self) -> int:
         return hash((self.file, self.record))
@@ -63,8 +67,10 @@ class Session:
 
     @property
     def name(self) -> str:
-        """Its time in UTC: ``20261123-061500``."""
-        return session_name(self.clear.time)
+        """Its time in UTC: ``20261123-061500``; longer where ``tell_apart`` found another one of
+        that second.
+        """
+        return self._name or session_name(self.clear.time)
 
     @property
     def volume(self) -> str:
@@ -75,6 +81,14 @@ class Session:
     def chunks(self) -> int:
         """Chunks of the volume at this session."""
         return chunk_count(self.clear.size, self.clear.chunk_size)
+
+
+def tell_apart(series: Sequence[Session]) -> None:
+    """Give each session of a volume another name, also those of one second."""
+    if len({one.clear.time for one in series}) != len(series):
+        names = session_names((one.clear.time, one.clear.session) for one in series)
+        for one in series:
+            one._name = names[one.clear.session]
 
 
 def file_name(clear: Clear) -> str:

@@ -5,7 +5,6 @@
 
 import argparse
 import atexit
-import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -20,25 +19,35 @@ from common.text import printable
 from wire import VERSION
 
 COMMANDS = (
-    *("init", "backup", "list", "status", "report", "diff", "restore", "assemble", "mount"),
-    *(
-        "files",
-        "verify",
-        "drill",
-        "scrub",
-        "prune",
-        "delete",
-        "tag",
-        "export",
-        "import",
-        "copy",
-        "keys",
-        "records",
-        "serve",
-        "open",
-        "doctor",
-    ),
-    *("inspect", "unlock", "upkeep", "ui"),
+    "init",
+    "backup",
+    "list",
+    "status",
+    "report",
+    "diff",
+    "restore",
+    "assemble",
+    "mount",
+    "files",
+    "verify",
+    "drill",
+    "scrub",
+    "prune",
+    "delete",
+    "tag",
+    "export",
+    "import",
+    "copy",
+    "keys",
+    "records",
+    "serve",
+    "open",
+    "doctor",
+    "inspect",
+    "unlock",
+    "wait",
+    "upkeep",
+    "ui",
 )
 _EPILOG = """exit codes: 0 done; 1 failed; 2 wrong usage; 3 some volumes failed; 4 damage found;
 5 the agent refused or cannot be reached; 10 no archive there; 11 archive in use; 12 wrong or no
@@ -49,18 +58,13 @@ other the last one counts."""
 
 
 def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The command line. Of the commands only those among ``words``, if any is, and none where they
-    ask for the version: to import the others takes time.
-    """
+    """The command line, with those commands that ``words`` need: see Parser.add_commands."""
     top = Parser(prog="sparsebak", description="Incremental backup of disk images.", epilog=_EPILOG)
     add_common(top)
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=top.prog)
-    named = [name for name in COMMANDS if name in words]
-    for name in named or ([] if words == ["--version"] else COMMANDS):
-        importlib.import_module(f"backup_vm.cli.{name}").add_to(commands)
-    if named or not words:  # else none is called
-        for command in commands.choices.values():
+    commands = top.add_commands("backup_vm.cli", COMMANDS, words)
+    if not words or not commands.keys().isdisjoint(words):  # else none is called
+        for command in commands.values():
             add_common(command, again=True)
     return top
 
@@ -110,8 +114,7 @@ def _run(words: list[str]) -> int:
 
 
 def _tell(error: SparsebakError) -> None:
-    hint = f" ({error.hint})" if error.hint else ""
-    line = printable(" ".join(f"{error}{hint}".split()))
+    line = printable(" ".join(error.line().split()))
     output.complain(f"{journal_prefix(3)}sparsebak: {line}")
 
 

@@ -16,7 +16,6 @@ from backup_vm.cli.options import (
 from backup_vm.cli.reading import reading_options
 from backup_vm.cli.writing import output_options
 from backup_vm.terminal.text import size_text
-from common.text import session_name
 from wire.merkle import chunk_count
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     target: Path = options.onto or options.output
     _require_target(context, target)
     made = _from_backup_vm(context) if options.source is not None else _from_archive(context)
-    record, session = made.record, session_name(made.record.time)
+    record, session = made.record, made.session
     differing = min(made.chunks * record.chunk_size, record.size)
     context.done(
         {
@@ -71,12 +70,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 class _Made(NamedTuple):
-    """What was written: a session's record, its volume's name, and how many chunks were not there
-    before.
+    """What was written: a session's record, its volume's name and its own, and how many chunks were
+    not there before.
     """
 
     record: "Record"
     name: str
+    session: str
     chunks: int
 
 
@@ -112,13 +112,13 @@ def _from_archive(context: Context) -> _Made:
         with context.progress("assemble", image_bytes(image)) as progress:
             if options.onto:
                 record, written = assemble_onto(*what, options.onto, progress)
-                return _Made(record, name, written)
+                return _Made(record, name, chosen.session.name, written)
             record = assemble(*what, options.output, progress)
-            return _Made(record, name, image.chunks)
+            return _Made(record, name, chosen.session.name, image.chunks)
 
 
 def _from_backup_vm(context: Context) -> _Made:
-    """The same with a grant, from the backup VM that --from names."""
+    """Assemble with a grant, from the backup VM that --from names."""
     from backup_vm.jobs.granted import assemble_from, granted
 
     options = context.options
@@ -129,4 +129,5 @@ def _from_backup_vm(context: Context) -> _Made:
         context.progress("assemble", record.size) as progress,
     ):
         assemble_from(image, options.output, progress)
-    return _Made(record, record.name, chunk_count(record.size, record.chunk_size))
+    chunks = chunk_count(record.size, record.chunk_size)
+    return _Made(record, record.name, there.title(record), chunks)

@@ -72,7 +72,7 @@ def _note_options(backup: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TAG",
-        help="tag the new sessions; may be given again",
+        help="tag the new sessions; can be repeated",
     )
     backup.add_argument(
         "--note",
@@ -144,16 +144,14 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
             _verify(context, archive, keys, agent, chosen, report)
         _tell(context, report)
         if unnoted is not None:
-            hint = f" ({unnoted.hint})" if unnoted.hint else ""
-            context.warn(f"what was stored got neither tag nor note: {unnoted}{hint}")
+            context.warn(f"what was stored got neither tag nor note: {unnoted.line()}")
         too_much = False
         try:
             # What is old goes only when what is new has proven good, if that is asked for.
             if context.config.pruning.after_backup and report.done and not report.unproven:
                 too_much = _prune(context, archive, chosen, report)
         except SparsebakError as error:  # the backup itself is done, and was reported so
-            hint = f" ({error.hint})" if error.hint else ""
-            context.warn(f"nothing was pruned after the backup: {error}{hint}")
+            context.warn(f"nothing was pruned after the backup: {error.line()}")
             return _exit(report) or error.code
         finally:
             keeping.after_backup(context, archive, before)
@@ -322,11 +320,9 @@ def _tell(context: Context, report: "Report") -> None:
         *([f"{count_text(report.proven, 'new session')} proven."] if report.proven else []),
     )
     for name, error in report.failed:
-        hint = f" ({error.hint})" if error.hint else ""
-        context.warn(f"{name} was not backed up: {error}{hint}")
+        context.warn(f"{name} was not backed up: {error.line()}")
     for name, error in report.unproven:
-        hint = f" ({error.hint})" if error.hint else ""
-        context.warn(f"{name} was stored, but did not prove good: {error}{hint}")
+        context.warn(f"{name} was stored, but did not prove good: {error.line()}")
 
 
 def _table(sessions: "list[Done]") -> list[str]:

@@ -36,8 +36,8 @@ def keep(context: Context, archive: "Archive", work: "Callable[[Progress], Kept]
         with context.progress("parity") as progress:
             kept = work(progress)
     except (SparsebakError, OSError) as error:
-        hint = error.hint if isinstance(error, SparsebakError) else ""
-        context.warn(f"parity is not up to date: {error}{f' ({hint})' if hint else ''}")
+        line = error.line() if isinstance(error, SparsebakError) else str(error)
+        context.warn(f"parity is not up to date: {line}")
         return False
     for name, reason in kept.left.items():
         context.warn(f"{archive.storage.describe(name)} gets no new parity: {reason}")

@@ -23,9 +23,7 @@ Value = TypeVar("Value")
 
 
 class Parser(BaseParser):
-    """A parser whose --help and --version fail where they cannot be printed; argparse
-    ignores that.
-    """
+    """A parser that prints as the commands do: where the reader has gone it ends as they do."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is sys.stderr:  # None is a standard output that is closed
@@ -60,7 +58,7 @@ def _place_options(option: Callable[..., None]) -> None:
         "--archive",
         type=given,
         metavar="DIR",
-        help="the archive's directory, or its URL: s3://, gs://, az://, sftp://",
+        help="the archive's folder, or its URL: s3://, gs://, az://, sftp://",
     )
     option(
         "--as-of",
@@ -72,7 +70,7 @@ def _place_options(option: Callable[..., None]) -> None:
         "--config",
         type=path,
         metavar="FILE",
-        help="settings (default: ~/.config/sparsebak/config.toml)",
+        help="settings file (default: ~/.config/sparsebak/config.toml)",
     )
     option("--require-mount", type=path, metavar="DIR", help="do nothing unless this is mounted")
     option(
@@ -96,7 +94,7 @@ def _talk_options(option: Callable[..., None]) -> None:
         default=False,
         help="never ask; where an answer would be needed, fail",
     )
-    option("--json", action="store_true", default=False, help="print data for programs")
+    option("--json", action="store_true", default=False, help="print data as JSON, for programs")
     option(
         "--progress-fd",
         type=int,

@@ -46,7 +46,7 @@ def add_to(commands: Any) -> None:
         action="append",
         type=given,
         metavar="S",
-        help="remove this one; may be given again",
+        help="remove this one; can be repeated",
     )
     _rule_options(prune)
     guard_options(prune)
@@ -77,7 +77,7 @@ def _rule_options(prune: argparse.ArgumentParser) -> None:
         "--keep-tag",
         action="append",
         metavar="TAG",
-        help="keep those with this tag; may be given again",
+        help="keep those with this tag; can be repeated",
     )
     prune.add_argument(
         "--keep-default",

@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
             latest = options.session == "latest"
             older = _is_older(volume, session, entries, latest)
             older = older or not latest and _has_gone_to(volume, entries, f"{qube}/{name}")
-            asked = Restoring(qube, name, session.name, older)
+            asked = Restoring(qube, name, session_name(session.clear.time), older)
             due.append((Chosen(contents, volume, session), asked))
         context.warn_spoilt(contents, [(one.volume, one.session) for one, _ in due])
         if not context.dom0_asks():

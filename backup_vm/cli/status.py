@@ -25,7 +25,7 @@ def add_to(commands: Any) -> None:
         "--metrics",
         type=path,
         metavar="FILE",
-        help="write it to FILE (a name in .prom) for Prometheus' textfile collector",
+        help="write metrics to FILE, a name in .prom, for Prometheus' textfile collector",
     )
     key_option(status)
     status.set_defaults(run=run)

@@ -20,14 +20,14 @@ def add_to(commands: Any) -> None:
     tag.add_argument("volume", metavar="QUBE[/VOLUME]", help="a volume, or all of a qube")
     session_option(tag)
     tag.add_argument(
-        "--add", action="append", default=[], metavar="TAG", help="put this on; may be given again"
+        "--add", action="append", default=[], metavar="TAG", help="put this on; can be repeated"
     )
     tag.add_argument(
         "--remove",
         action="append",
         default=[],
         metavar="TAG",
-        help="take this off; may be given again",
+        help="take this off; can be repeated",
     )
     tag.add_argument("--note", metavar="TEXT", help="a line of text; an empty one removes it")
     key_option(tag)

@@ -48,10 +48,13 @@ def add_to(commands: Any) -> None:
     )
     upkeep.add_argument("--report", type=file_path, metavar="FILE", help="a page of HTML to write")
     upkeep.add_argument(
-        "--metrics", type=path, metavar="FILE", help="metrics to write, in a name in .prom"
+        "--metrics",
+        type=path,
+        metavar="FILE",
+        help="write metrics to FILE, a name in .prom, for Prometheus' textfile collector",
     )
     rate_option(upkeep)
-    part_options(upkeep, "packs", "scrubbed")
+    part_options(upkeep, "packs", "checked")
     dry_run_option(upkeep, "change nothing, and only show what would be done")
     upkeep.set_defaults(run=run)
 

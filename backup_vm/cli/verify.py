@@ -11,7 +11,6 @@ from backup_vm.cli.context import Context
 from backup_vm.cli.options import given, part_options, rate_option
 from backup_vm.cli.reading import reading_options
 from backup_vm.errors import DamagedError, Exit, SparsebakError
-from common.text import session_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _from_backup_vm(context: Context) -> int:
-    """The same with a grant, from the backup VM that --from names: nothing is noted there."""
+    """Verify with a grant, from the backup VM that --from names: nothing is noted there."""
     from backup_vm.errors import UsageError
     from backup_vm.jobs.granted import granted, problem_of
 
@@ -90,7 +89,7 @@ def _from_backup_vm(context: Context) -> int:
     with context.progress("verify", sum(one.size for one in records)) as progress:
         for record in records:
             problem = problem_of(there, record, progress)
-            session = session_name(record.time)
+            session = there.title(record)
             if problem is None:
                 context.say(f"{record.name} {session}: authentic and complete")
             else:

@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from backup_vm import stopping
 from backup_vm.files import sandbox
@@ -108,23 +109,46 @@ def _run(command: list[str], descriptor: int, until: float, rights: str) -> tupl
         pass_fds=[descriptor],
         start_new_session=True,  # Ctrl-C is for the command
     )
+    if process.stdout is None:
+        raise AssertionError("it is a pipe")
+    with process.stdout:
+        try:
+            said = _printed(process.stdout, until)
+            if said is None or not _ended(process, until):
+                return None, ""
+            return process.returncode, _last_line(said)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _printed(stream: IO[bytes], until: float) -> bytes | None:
+    """The end of what a program prints, once it prints no more; None where time ran out."""
     said = b""
-    try:
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
-            while True:
-                stopping.check()
-                if time.monotonic() > until:
-                    return None, ""
-                if selector.select(stopping.STEP):
-                    data = os.read(process.stdout.fileno(), 1 << 16)  # type: ignore[union-attr]
-                    if not data:
-                        return process.wait(), _last_line(said)
-                    said = (said + data)[-_KEPT:]
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()  # type: ignore[union-attr]
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        while True:
+            stopping.check()
+            if time.monotonic() > until:
+                return None
+            if selector.select(stopping.STEP):
+                data = os.read(stream.fileno(), 1 << 16)
+                if not data:
+                    return said
+                said = (said + data)[-_KEPT:]
+
+
+def _ended(process: "subprocess.Popen[bytes]", until: float) -> bool:
+    """Whether a program ends in time: one that an image has taken over may close what it prints
+    to, and stay.
+    """
+    while process.poll() is None:
+        if time.monotonic() > until:
+            return False
+        stopping.check()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(stopping.STEP)
+    return True
 
 
 def _last_line(said: bytes) -> str:

@@ -23,7 +23,6 @@ from backup_vm.terminal.interrupts import Interrupted, Interrupts
 from backup_vm.terminal.progress import Progress
 from backup_vm.terminal.text import size_text
 from common.text import session_name
-from wire import NO_SESSION
 from wire.messages import (
     OFFER_FULL,
     OFFER_RESUMED,
@@ -95,7 +94,12 @@ class BackupRun:
             self._progress.stop()
 
     def _run(self, volumes: list[VolumeEntry]) -> None:
-        self._notice_rollback(volumes)
+        for volume in self._offering.rolled_back(volumes):  # before anything is written
+            self._warn(
+                f"the archive lacks session {session_name(volume.time)} of {volume.name}, which"
+                " dom0 knows: it was removed, or an old copy of the archive was put back;"
+                " everything is compared again"
+            )
         self._prepare("Snapshot", volumes[0])
         offers = self._finish_interrupted(volumes)
         offers = self._snapshot_all(volumes, offers)
@@ -118,22 +122,10 @@ class BackupRun:
                 )
                 self.report.failed.append((name, error))
 
-    def _notice_rollback(self, volumes: list[VolumeEntry]) -> None:
-        """Say, before anything is written, of which volumes the archive lacks the newest session
-        that dom0 knows.
-        """
-        for volume in volumes:
-            newest = self._offering.newest(volume.volume_id)
-            if volume.session != NO_SESSION and (newest is None or newest.clear.time < volume.time):
-                self._warn(
-                    f"the archive lacks session {session_name(volume.time)} of"
-                    f" {volume.name}, which dom0 knows: it was removed, or an old"
-                    " copy of the archive was put back; everything is compared again"
-                )
-
-    def _try(self, volume: VolumeEntry, action: Callable[[], None]) -> None:
+    def _try(self, volume: VolumeEntry, action: Callable[..., object], *given: object) -> None:
+        """Do something for a volume: its failure is noted, and keeps none of the others."""
         try:
-            action()
+            action(*given)
         except (AgentError, DamagedError) as error:
             self.report.failed.append((volume.name, error))
 
@@ -147,7 +139,7 @@ class BackupRun:
         for volume in volumes:
             partial = partials.pop(volume.volume_id, None)
             if volume.flags & VOLUME_PENDING:
-                self._try(volume, lambda v=volume, p=partial: self._finish_one(v, p, offers))  # type: ignore[misc]
+                self._try(volume, self._finish_one, volume, partial, offers)
             elif partial is not None:
                 self._drop(partial)
         self._flush()
@@ -201,7 +193,7 @@ class BackupRun:
         while due and not offers:  # the first alone: it has the time, as dom0's clock has it
             volume = due.popleft()
             self._prepare("Snapshot", due[0] if due else volume)
-            take(volume, ask(lambda v=volume: self._offering.ask_now(v, time)))  # type: ignore[misc]
+            take(volume, ask(self._offering.ask_now, volume, time))
         time = max((offer.time for offer in offers.values()), default=time)
         for volume, answer in in_turn(due, lambda v: self._offering.ask_now(v, time)):
             if volume is due[-1]:
@@ -216,23 +208,32 @@ class BackupRun:
         due = [volume for volume in volumes if volume.volume_id in offers]
         asked: dict[bytes, Answer[None]] = {}
         for at, volume in enumerate(due):
-            for one in due[at : at + 1 + AHEAD]:
-                if one.volume_id in asked:
-                    continue
-                # Nor more than is taken at once: one that waited for an upload, and behind
-                # another, dom0 would give up.
-                waiting = sum(offers[key].changed for key in [*asked, one.volume_id])
-                if not is_little(offers[one.volume_id]) or not self._writer.takes_at_once(waiting):
-                    break
-                asked[one.volume_id] = ask(lambda v=one: self._begin(v, offers[v.volume_id]))  # type: ignore[misc]
+            self._ask_ahead(due[at : at + 1 + AHEAD], offers, asked)
             if at + 1 == len(due):
                 if sum(offer.changed for offer in offers.values()) <= SOON:
                     self._prepare("Commit", due[0])
             elif due[at + 1].volume_id not in asked:
                 self._prepare("Extract", due[at + 1])
-            take = asked.pop(volume.volume_id, None)
-            self._try(volume, take or (lambda v=volume: self._extract(v, offers[v.volume_id])))  # type: ignore[misc]
+            if (take := asked.pop(volume.volume_id, None)) is not None:
+                self._try(volume, take)
+            else:
+                self._try(volume, self._extract, volume, offers[volume.volume_id])
         self._flush()
+
+    def _ask_ahead(
+        self, due: list[VolumeEntry], offers: dict[bytes, Offer], asked: dict[bytes, Answer[None]]
+    ) -> None:
+        """Ask for the sessions that come next, up to the first that is to be extracted alone."""
+        for volume in due:
+            if volume.volume_id in asked:
+                continue
+            offer = offers[volume.volume_id]
+            # Nor more than is taken at once: one that waited for an upload, and behind another,
+            # dom0 would give up.
+            waiting = sum(offers[key].changed for key in [*asked, volume.volume_id])
+            if not is_little(offer) or not self._writer.takes_at_once(waiting):
+                return
+            asked[volume.volume_id] = ask(self._begin, volume, offer)
 
     def _flush(self) -> None:
         """Bring everything to disk, and have dom0 know of it."""
@@ -313,9 +314,7 @@ class BackupRun:
         )
         # That may be while another volume is being extracted: what fails then is this one's
         # failure, and no other's.
-        self._writer.when_durable(
-            lambda: self._try(volume, lambda: self._complete(coming, record, done))
-        )
+        self._writer.when_durable(lambda: self._try(volume, self._complete, coming, record, done))
 
     def _coming(self, volume: VolumeEntry, offer: Offer, partial: Partial | None) -> Coming:
         newest, resumed = self._offering.newest(volume.volume_id), partial is not None

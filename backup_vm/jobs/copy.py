@@ -240,10 +240,10 @@ class _Run:
             one for series in self._ours.values() for one in series if one.file not in self._whole
         ]
         self._progress.start(sum(one.count for one in due) * source.parameters.chunk_size)
-        store = PackWriter(target)
+        writer = PackWriter(target)
         try:
             with PackReader(source.storage) as reader:
-                sender = Sender(source, target, store, reader, self._progress, self._keys)
+                sender = Sender(source, target, writer, reader, self._progress, self._keys)
                 for session in due:
                     self._progress.volume(session.name)
                     try:
@@ -252,10 +252,10 @@ class _Run:
                         done.gone.append(f"{session.name} of volume {session.volume}")
                     except DamagedError as error:
                         done.failed.append(f"{session.name} of volume {session.volume}: {error}")
-                store.finish()
+                writer.finish()
         finally:
-            done.stored = store.stored
-            store.close()
+            done.stored = writer.stored
+            writer.close()
             self._progress.stop()
         done.failed += [*map(str, source.damaged.values()), *source.missing()]
         self._read_back(before)

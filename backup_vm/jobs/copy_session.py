@@ -27,7 +27,7 @@ _SLICE = 1 << 12
 
 
 class Sender:
-    """Sends sessions from ``source`` to ``target``, whose packs ``store`` writes; with ``keys``
+    """Sends sessions from ``source`` to ``target``, whose packs ``writer`` writes; with ``keys``
     only what has proven authentic.
     """
 
@@ -35,12 +35,12 @@ class Sender:
         self,
         source: Archive,
         target: Archive,
-        store: PackWriter,
+        writer: PackWriter,
         reader: PackReader,
         progress: Progress,
         keys: Keys | None,
     ) -> None:
-        self._source, self._target, self._store, self._reader = source, target, store, reader
+        self._source, self._target, self._writer, self._reader = source, target, writer, reader
         self._progress, self._keys = progress, keys
         self._lost: set[bytes] = set()
         """Chunks that turned out to be unreadable here."""
@@ -65,7 +65,7 @@ class Sender:
             self._places(session, part)  # before anything of it is stored
         said = sessions.digest(source.storage, session) + inherit.to_bytes(8, "little")
         fingerprint = hashlib.blake2b(said, digest_size=16).digest()
-        incoming = Incoming(target, self._store, session.record, base, inherit, fingerprint)
+        incoming = Incoming(target, self._writer, session.record, base, inherit, fingerprint)
         try:
             for part in self._parts(series, session, base):
                 left = [one for one in part if one[0] >= incoming.position]
@@ -123,7 +123,7 @@ class Sender:
         """Where the chunks are here that the copy lacks; raise DamagedError if one cannot
         be had.
         """
-        lacking = {one for _, one in part if one != ZERO_ID and not self._store.holds(one)}
+        lacking = {one for _, one in part if one != ZERO_ID and not self._writer.holds(one)}
         places = lookup.places(self._source, session, lacking)
         for number, chunk_id in part:
             if chunk_id in lacking and (chunk_id not in places or chunk_id in self._lost):
@@ -136,7 +136,7 @@ class Sender:
         places = self._places(session, part)
         for number, chunk_id in part:
             sealed: bytes | memoryview = b""
-            if chunk_id in places and not self._store.holds(chunk_id):
+            if chunk_id in places and not self._writer.holds(chunk_id):
                 place = places[chunk_id]
                 try:
                     sealed = lookup.read(self._source, self._reader, chunk_id, place)

@@ -76,9 +76,8 @@ def export(
     """
     image.check()
     proven = None if keys is None else open_image(archive, image, keys, name)
-    sealed = (
-        archive.parameters.master is None
-    )  # else the key is in archive.toml, and must not go along
+    # Of an open archive the key is in archive.toml, and must not go along.
+    sealed = archive.parameters.master is None
     described, hashed = archive.storage.read(parameters.NAME) if sealed else b"", _Hashed(out)
     hashed.write(ExportHead(archive.parameters.archive, len(described)).build())
     hashed.write(described)
@@ -141,16 +140,16 @@ def take_in(
         raise SparsebakError(f"this session is in {archive.storage.describe()} already")
     stream.seek(0)
     hashed, record, _ = read_head(stream, path)
-    store = PackWriter(archive)
+    writer = PackWriter(archive)
     try:
-        incoming = Incoming(archive, store, record, NO_BASE, 0, digest[:16])
+        incoming = Incoming(archive, writer, record, NO_BASE, 0, digest[:16])
         try:
             _take_all(incoming, _entries(archive, hashed, clear, progress))
             if hashed.digest() != digest:
                 incoming.give_up()
                 raise DamagedError(f"{path} changed while it was read", "import it again")
             stored = incoming.finish()
-            store.finish()
+            writer.finish()
             archive.damaged.pop(stored.file, None)
             spoilt = archive.catalog.spoilt()
             if stored.file in spoilt:
@@ -158,7 +157,7 @@ def take_in(
         finally:
             incoming.close()
     finally:
-        store.close()
+        writer.close()
     return clear
 
 

@@ -17,7 +17,6 @@ from backup_vm.terminal import output
 from backup_vm.terminal.progress import Progress
 from backup_vm.unsealing import read_grant
 from common.image_writer import ImageWriter
-from common.text import session_name
 from wire.grants import Grant
 from wire.names import BadName, parse_name
 from wire.open_chunks import SealedChunk
@@ -45,19 +44,19 @@ class Granted:
             return self.records
         if wanted == "latest":
             return self.records[-1:]
-        found = [
-            one
-            for one in self.records
-            if wanted and (session_name(one.time).startswith(wanted) or one.session.hex() == wanted)
-        ]
-        if len(found) != 1:
-            names = ", ".join(session_name(one.time) for one in self.records)
+        names = self.grant.names
+        fits = {id for id, name in names.items() if name.startswith(wanted) or id.hex() == wanted}
+        if not wanted or len(fits) != 1:
             raise WrongKeyError(
-                f"the grant is for {len(found) or 'no'} session{'s' * (len(found) > 1)} {wanted} of"
+                f"the grant is for {len(fits) or 'no'} session{'s' * (len(fits) > 1)} {wanted} of"
                 f" {self.name}",
-                f"it is for {names}",
+                f"it is for {', '.join(names[one.session] for one in self.records)}",
             )
-        return found
+        return [one for one in self.records if one.session in fits]
+
+    def title(self, record: Record) -> str:
+        """What one of its sessions is called."""
+        return self.grant.names[record.session]
 
     def one(self, wanted: str, what: str) -> Record:
         """As ``find``, for ``what`` is of one session; raise UsageError for ``all``."""

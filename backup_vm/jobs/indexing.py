@@ -222,15 +222,7 @@ class Names:
             try:
                 troubles = link.about(sealing).troubles
                 for text in link.texts(sealing):
-                    for path, about in named(text, query.pattern):
-                        if not query.fits(path):
-                            continue
-                        if about and query.kept(about):
-                            rows[path] = about
-                        elif first:
-                            rows[path] = None
-                        else:
-                            rows.pop(path, None)
+                    _lay_over(rows, text, query, whole=not first)
                     if first and len(rows) > MOST_ROWS:  # what fits in all of them may be little
                         return self._step(session, links, 0, query)
                     must_be_few(rows)
@@ -307,6 +299,21 @@ class Names:
     def _add(self, made: Made) -> None:
         self._links[made.head.id] = made.link()
         self._of_session[made.head.session] = made.head.id
+
+
+def _lay_over(rows: dict[bytes, About | None], text: bytes, query: Query, whole: bool) -> None:
+    """Lay what fits of a segment's text over ``rows``, which are ``whole``, or what differs: there
+    a file that is gone, or fits no more, is None.
+    """
+    for path, about in named(text, query.pattern):
+        if not query.fits(path):
+            continue
+        if about and query.kept(about):
+            rows[path] = about
+        elif whole:
+            rows.pop(path, None)
+        else:
+            rows[path] = None
 
 
 def must_be_few(rows: Sized) -> None:

@@ -31,9 +31,8 @@ _DURATION = r"([0-9]{1,9}[hdwmy])+"
 _PERIODS: dict[str, Callable[[int], tuple[int, ...]]] = {
     "hourly": lambda at: time.gmtime(at)[:4],
     "daily": lambda at: time.gmtime(at)[:3],
-    "weekly": lambda at: (
-        (at // DAY + 3) // 7,
-    ),  # 1 January 1970 was a Thursday; weeks begin on Mondays
+    # 1 January 1970 was a Thursday; weeks begin on Mondays.
+    "weekly": lambda at: ((at // DAY + 3) // 7,),
     "monthly": lambda at: time.gmtime(at)[:2],
     "yearly": lambda at: time.gmtime(at)[:1],
 }

@@ -23,7 +23,6 @@ from backup_vm.jobs.lazy_image import ChunkCache, LazyImage, OpenedImage
 from backup_vm.jobs.libfuse import mfusepy
 from backup_vm.unsealing import AnyKeys
 from backup_vm.volumes import IMAGE_SUFFIX, Named
-from common.text import session_name
 from wire.grants import Grant
 from wire.records import Record
 
@@ -64,13 +63,13 @@ def shown_sessions(
 
 def shown_from(qube: str, grant: Grant, records: Sequence[Record] | None = None) -> list[Shown]:
     """The sessions of a grant, or some of them, whose sealed chunks come from a backup VM."""
-    cache = ChunkCache()
+    cache, names = ChunkCache(), grant.names
 
     def opening(record: Record) -> Callable[[], OpenedImage]:
         return lambda: DistantImage(qube, grant, record, cache)
 
     return [
-        Shown(session_name(one.time), one.size, one.time, opening(one))
+        Shown(names[one.session], one.size, one.time, opening(one))
         for one in sorted(records or grant.records, key=lambda one: one.sequence)
     ]
 

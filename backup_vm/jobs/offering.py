@@ -3,7 +3,7 @@
 
 import time as clock
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from backup_vm.agent.call import RefusedError
 from backup_vm.agent.client import Agent
@@ -43,6 +43,13 @@ class Offering:
     def stored(self, session: Session) -> None:
         """Remember that this run stored a session, which is the newest of its volume now."""
         self._newest[session.clear.volume_id] = session
+
+    def rolled_back(self, volumes: Iterable[VolumeEntry]) -> Iterator[VolumeEntry]:
+        """The volumes of which the archive lacks the newest session that dom0 knows."""
+        for volume in volumes:
+            newest = self.newest(volume.volume_id)
+            if volume.session != NO_SESSION and (newest is None or newest.clear.time < volume.time):
+                yield volume
 
     def snapshot(self, volume: VolumeEntry, time: int) -> Offer:
         """Have a session begun, or resumed if one is pending; ``time``: the run's, 0 for now.

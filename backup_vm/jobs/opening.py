@@ -18,7 +18,6 @@ from backup_vm.files.answers import Part
 from backup_vm.files.parser import Parser
 from backup_vm.jobs import granted_images
 from backup_vm.volumes import IMAGE_SUFFIX
-from common.text import session_name
 from wire.grants import Grant
 from wire.messages import HEADER, HEADER_SIZE, KIND_STATUS, Status
 from wire.status import Code
@@ -64,7 +63,7 @@ def opened(qube: str, grant: Grant, warn: Callable[[str], None]) -> list[Path]:
     found: list[Path] = []
     try:
         for record in grant.records:
-            name = session_name(record.time)
+            name = grant.names[record.session]
             found += _mounted(IMAGES / f"{name}{IMAGE_SUFFIX}", FILES / name, warn)
         if not found:
             raise NotOpened(

@@ -7,7 +7,7 @@ With one after another 60 volumes in which little changed cost all of that 180 t
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from backup_vm.errors import AgentError, DamagedError
 from wire.messages import OFFER_FULL, Offer
@@ -20,16 +20,19 @@ LITTLE = 4 << 20
 processors busy by itself."""
 Thing = TypeVar("Thing")
 Result = TypeVar("Result")
+Given = ParamSpec("Given")
 Answer = Callable[[], Result]
 """Waits for the end of what was asked; raises AgentError, DamagedError."""
 
 
-def ask(action: Callable[[], Answer[Result]]) -> Answer[Result]:
+def ask(
+    action: Callable[Given, Answer[Result]], *given: Given.args, **named: Given.kwargs
+) -> Answer[Result]:
     """What ``action`` asks for; what goes wrong with the asking is raised where the answer is
     waited for.
     """
     try:
-        return action()
+        return action(*given, **named)
     except (AgentError, DamagedError) as error:
         failure = error
 
@@ -45,7 +48,7 @@ def in_turn(
     """Each thing with its answer, in order, AHEAD more having been asked by then."""
     asked: deque[tuple[Thing, Answer[Result]]] = deque()
     for thing in things:
-        asked.append((thing, ask(lambda thing=thing: action(thing))))  # type: ignore[misc]
+        asked.append((thing, ask(action, thing)))
         if len(asked) > AHEAD:
             yield asked.popleft()
     while asked:

@@ -30,7 +30,7 @@ class Proof(NamedTuple):
     problem: str | None
 
     def row(self) -> dict[str, Any]:
-        """The same, as --json prints it."""
+        """What came of it, as --json prints it."""
         return {
             "qube": self.volume.qube,
             "volume": self.volume.volume,
@@ -94,7 +94,7 @@ class Prover:
         except RefusedError as error:
             if error.refusal not in (Code.NOT_AUTHENTIC, Code.BAD_REQUEST):
                 raise
-            return f"{error} ({error.hint})"
+            return error.line()
         if status.flags & STATUS_OLDER and session is volume.sessions[-1]:
             known = "no session" if status.flags & STATUS_UNKNOWN else "another session"
             self._warn(

@@ -160,17 +160,7 @@ class Queue:
     async def _run(self, job: Job) -> None:
         job.state, job.started, job.begun = RUNNING, time.time(), time.monotonic()
         await self._tell(job)
-        reading, writing = os.pipe()
-        try:
-            process = await self._program.start(job.words, progress=writing)
-        except BaseException:
-            os.close(reading)
-            raise
-        finally:
-            os.close(writing)
-        self._process = process
-        if job.cancelled:  # while it was being started
-            interrupt(process)
+        process, reading = await self._started(job)
         stdout, stderr = streams(process)
         loose: list[asyncio.Task[None]] = []
 
@@ -194,10 +184,25 @@ class Queue:
         job.took = time.monotonic() - job.begun
         with suppress(ValueError):
             job.result = json.loads(out) if len(out) <= LARGEST_RESULT else None
-        if job.code == 0:
-            job.state = DONE
-        else:
-            job.state = CANCELLED if job.cancelled else FAILED
+        failed = CANCELLED if job.cancelled else FAILED
+        job.state = DONE if job.code == 0 else failed
+
+    async def _started(self, job: Job) -> tuple[asyncio.subprocess.Process, int]:
+        """A job's command, and a descriptor from which its progress is read; interrupted already
+        where the job was cancelled meanwhile.
+        """
+        reading, writing = os.pipe()
+        try:
+            process = await self._program.start(job.words, progress=writing)
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        self._process = process
+        if job.cancelled:
+            interrupt(process)
+        return process, reading
 
     async def _follow(self, job: Job, reading: int) -> None:
         """Take in what the child says of its progress, until it closes its end."""

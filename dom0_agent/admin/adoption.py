@@ -7,9 +7,8 @@ sizes. Nothing in it is believed before a slot opens, and of the records nothing
 proves.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
 from io import BytesIO
 from pathlib import Path
 
@@ -131,12 +130,14 @@ def adopt(
     newest = dict[str, Record]()  # what each was called last
     for record in records:
         newest.setdefault(record.identity, record)
-    who: Callable[[Identities], Identities] = lambda known: reduce(  # noqa: E731
-        lambda known, record: adopted(known, record.identity, record.qube, nothing_kept(state_dir)),
-        newest.values(),
-        known,
-    )
-    identities = change(state_dir, who)
+    empty = nothing_kept(state_dir)
+
+    def with_these(known: Identities) -> Identities:
+        for record in newest.values():
+            known = adopted(known, record.identity, record.qube, empty)
+        return known
+
+    identities = change(state_dir, with_these)
     for record in records:
         _remember(state_dir, archive, record, keys)
     keep(keyring, archive, master)  # the commit point: before it, the same can be done again

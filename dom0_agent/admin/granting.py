@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from subprocess import DEVNULL, PIPE
 from typing import IO, Any
 
-from common.text import session_name
+from common.text import session_name, session_names
 from dom0_agent.catalog import CONFIG, SETTINGS, dedup_domain
 from dom0_agent.config import Config
 from dom0_agent.keyring import ArchiveKey, Keyring
@@ -177,7 +177,7 @@ def make(
 
 def tell(of: Granted, grant: Grant, what: str) -> None:
     """Log what becomes of a grant: whoever hands it on knows whether it was."""
-    names = ", ".join(session_name(record.time) for record in grant.records)
+    names = ", ".join(grant.names.values())
     log(INFO, f"a grant {what}, for {of.name} in {of.archive.label}: {names}")
 
 
@@ -200,16 +200,14 @@ def _of_the_volume(of: Granted, untrusted_records: Sequence[bytes]) -> list[tupl
 
 
 def _named(of: Granted, found: list[tuple[Clear, bytes]], wanted: str) -> bytes:
-    fitting = [
-        raw
-        for clear, raw in found
-        if wanted and (session_name(clear.time).startswith(wanted) or clear.session.hex() == wanted)
-    ]
-    if len(fitting) != 1:
+    names = session_names((clear.time, clear.session) for clear, _ in found)
+    fits = {id for id, name in names.items() if name.startswith(wanted) or id.hex() == wanted}
+    fitting = [raw for clear, raw in found if clear.session in fits]
+    if not wanted or len(fitting) != 1:
         raise Refused(
             Code.NO_SESSION,
             f"{wanted[:80]!r} is {len(fitting) or 'no'} session{'s' * (len(fitting) > 1)} of"
-            f" {of.name}; name each by its time, as 'sparsebak list' shows it",
+            f" {of.name}; name each as 'sparsebak list' shows it",
         )
     return fitting[0]
 

@@ -65,4 +65,8 @@ def _committed(config: Config, volume: Volume) -> dict[str, int]:
         follows = VolumeState.of(config.state_dir, volume).load().follows
     except Refused:
         return {}
-    return {one: f.committed.time for one, f in follows.items() if f.committed is not None}
+    return {
+        archive: progress.committed.time
+        for archive, progress in follows.items()
+        if progress.committed is not None
+    }

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Walking snapshots of many volumes in one go: each under its own lock, held no longer than for its
-own work.
+"""Replacing the base snapshots of many volumes in one go: each under its own lock, held no longer
+than for its own work.
 
 Images in folders go one by one. Volumes of thin pools share what LVM's commands cost, a batch at a
 time: which did not change at all; of the others all snapshots; one metadata snapshot and all
 deltas, each volume's state, which is its commit point, with its own; the old snapshots, in one
 command. Between these steps no lock is held; a volume that somebody else worked on meanwhile is
-left for the next time. Dying in between leaves each volume as it was or walked on.
+left for the next time. Dying in between leaves each volume with the old base or with the new one.
 """
 
 import time
@@ -45,10 +45,9 @@ class Outcome(NamedTuple):
 
 
 def monitor(state_dir: Path, volumes: Sequence[Volume], keyring: Keyring) -> Iterator[Outcome]:
-    """Walk the base snapshots on. A volume that another call works on is left for the next time."""
-    volumes = [
-        volume for volume in volumes if volume.pool.driver != "settings"
-    ]  # they are small, and written down when sent
+    """Replace the base snapshots. A volume that another call works on is left for the next time."""
+    # Documents are small, and written down when sent.
+    volumes = [volume for volume in volumes if volume.pool.driver != "settings"]
     for thin, alike in groupby(volumes, lambda volume: volume.pool.driver == "lvm_thin"):
         members = list(alike)
         size = BATCH if thin else 1
@@ -95,18 +94,18 @@ class _Batch:
 
     def run(self) -> list[Outcome]:
         """Outcomes in the volumes' order."""
-        # LVM's commands are 97 % of a walk (measured: 20 volumes in which nothing changed). So what
-        # one of them can do for many is done together: a report, a reserved metadata snapshot, an
-        # lvremove; only lvcreate makes one snapshot at a time.
+        # LVM's commands are 97 % of the time (measured: 20 volumes in which nothing changed). So
+        # what one of them can do for many is done together: a report, a reserved metadata
+        # snapshot, an lvremove; only lvcreate makes one snapshot at a time.
         with self._sources.together(self._volumes_of(self._turns)):
             changed = [turn for turn in self._turns if self._has_changed(turn)]
         begun = deque(turn for turn in changed if self._begin(turn))
         while begun:
             with self._sources.together(self._volumes_of(begun)):
                 until = time.monotonic() + SHARE
-                self._fold(begun.popleft())
+                self._replace_base(begun.popleft())
                 while begun and time.monotonic() < until:
-                    self._fold(begun.popleft())
+                    self._replace_base(begun.popleft())
         # Without an outcome: never backed up, or by no archive that is left.
         return [self._outcomes.get(volume.name, Outcome(volume.name)) for volume in self._volumes]
 
@@ -131,17 +130,17 @@ class _Batch:
         return False
 
     def _begin(self, turn: _Turn) -> bool:
-        """Take the snapshot. No state mentions it yet: whoever works on the volume before ``_fold``
-        does removes it.
+        """Take the snapshot. No state mentions it yet: whoever works on the volume before
+        ``_replace_base`` does removes it.
         """
         with self._noting(turn), turn.held(self._sources) as rotation:
             turn.number = rotation.begin()
             return True
         return False
 
-    def _fold(self, turn: _Turn) -> None:
+    def _replace_base(self, turn: _Turn) -> None:
         with self._noting(turn), turn.held(self._sources) as rotation:
-            changed = rotation.fold(turn.number)
+            changed = rotation.replace_base(turn.number)
             rotation.finish()
             self._outcomes[turn.volume.name] = Outcome(turn.volume.name, changed)
 

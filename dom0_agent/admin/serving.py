@@ -36,9 +36,9 @@ def listening(folder: Path | None) -> list[socket.socket]:
             socket.socket(fileno=fd) for fd in range(_FIRST_SYSTEMD_FD, _FIRST_SYSTEMD_FD + count)
         ]
     folder.mkdir(mode=0o700, exist_ok=True)
-    os.umask(
-        0o077
-    )  # who connects may say that it is any caller; the folder may have been there, for others, too
+    # Whoever connects may claim to be any caller, and the folder may have been there before,
+    # open to others.
+    os.umask(0o077)
     made = []
     for service in SERVICES:
         path = folder / f"sparsebak.{service}"

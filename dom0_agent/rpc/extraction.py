@@ -68,8 +68,7 @@ class Extraction:
         self._keys = archive.domain_keys(bytes.fromhex(pending.dedup_domain))
         self._chunk_size = archive.chunk_size
         self._chunks = chunk_count(pending.size, archive.chunk_size)
-        nothing: Callable[[int], bytes] = lambda _: b""  # noqa: E731
-        self._known = KnownIds((known_page or nothing) if pending.full else ids.page)
+        self._known = KnownIds((known_page or _no_ids) if pending.full else ids.page)
         self._chunk_ids = ChunkIds(self._keys, archive.chunk_size)
         self._sent: set[bytes] = set()
         self._buffers = threading.local()
@@ -103,10 +102,10 @@ class Extraction:
             closing_fd(self._source.open(self._pending.snapshot, direct=True)) as fd,
             _held_while(wanted, fd),
         ):
-            work: Callable[[Batch], list[Result]] = lambda batch: self._extract(fd, batch, sealer)  # noqa: E731
             most = batch_bytes // self._chunk_size
             plan = joined(self._plan(fd, log.position, most), most)
-            for batch, results in in_order(lambda b: (b, work(b)), plan, threads, ahead):
+            work = partial(self._extract, fd, sealer)
+            for batch, results in in_order(work, plan, threads, ahead):
                 self._emit(results, first, out)
                 log.append(batch.end, [(result.number, result.id) for result in results])
         if log.position < self._chunks:
@@ -169,19 +168,19 @@ class Extraction:
             ((first, end),), b"".join(self._known.of(number) for number in range(first, end)), data
         )
 
-    def _extract(self, fd: int, batch: Batch, sealer: Sealer) -> list[Result]:
+    def _extract(self, fd: int, sealer: Sealer, batch: Batch) -> tuple[Batch, list[Result]]:
+        """Read a batch, and seal what the caller lacks of it."""
         known = [batch.known[at : at + ID_SIZE] for at in range(0, len(batch.known), ID_SIZE)]
         numbered = zip(batch.numbers(), known, strict=True)
         if not batch.data:
-            return [
-                Result(number, ZERO_ID, b"") for number, known_id in numbered if known_id != ZERO_ID
-            ]
+            zeros = (number for number, known_id in numbered if known_id != ZERO_ID)
+            return batch, [Result(number, ZERO_ID, b"") for number in zeros]
         # Read by the thread that computes: what another had read ahead was out of this processor's
         # cache by then, and a full backup took longer.
         results = []
         view = self._read(fd, batch)
-        for i, (number, known_id) in enumerate(numbered):
-            chunk = view[i * self._chunk_size : (i + 1) * self._chunk_size]
+        for at, (number, known_id) in enumerate(numbered):
+            chunk = view[at * self._chunk_size : (at + 1) * self._chunk_size]
             chunk_id = self._chunk_ids.of(chunk)
             if self._pending.full:
                 if chunk_id == ZERO_ID:  # a full session starts from nothing but zeros
@@ -192,7 +191,7 @@ class Extraction:
             results.append(
                 Result(number, chunk_id, b"" if held else sealer.seal(number, chunk_id, chunk))
             )
-        return results
+        return batch, results
 
     def _read(self, fd: int, batch: Batch) -> memoryview:
         """The bytes of a batch, padded with zeros at the volume's end, in this thread's
@@ -220,6 +219,11 @@ class Extraction:
             done += got
         if within < len(view):
             view[within:] = bytes(len(view) - within)
+
+
+def _no_ids(index: int) -> bytes:
+    """A page of the ids that a caller holds who told none."""
+    return b""
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import socket
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from dom0_agent.log import INFO, WARNING, log
@@ -137,8 +138,10 @@ class Resident:
         self._make_room(held, NAMELESS)
 
     def _make_room(self, new: Held, most: int) -> None:
-        """At most so many that say nothing, of one caller: the oldest goes."""
-        silent = [h for h in self._held.values() if h.caller == new.caller and not h.ready]
+        """Drop a caller's oldest silent connection, where it has more than ``most`` of them."""
+        silent = [
+            held for held in self._held.values() if held.caller == new.caller and not held.ready
+        ]
         if len(silent) > most:
             self._drop(min(silent, key=lambda held: held.deadline))
 
@@ -164,7 +167,7 @@ class Resident:
         elif held.words is not None:
             held.ready = True
             self._poll.unregister(held.connection.fileno())
-            of_caller = sum(h.ready and h.caller == held.caller for h in self._held.values())
+            of_caller = sum(one.ready and one.caller == held.caller for one in self._held.values())
             if of_caller > QUEUED:
                 self._drop(held)
         elif held.untrusted_head.endswith(b"\0"):
@@ -188,7 +191,7 @@ class Resident:
         held.connection.close()
 
     def _drop_silent(self, now: float) -> None:
-        """Those that said nothing for too long; when it is stopped, soon."""
+        """Drop connections that were silent for too long; of an agent that is to stop, soon."""
         if self._stopping:
             for fd in self._listening:
                 with suppress(KeyError):
@@ -269,7 +272,11 @@ def _answer(connection: socket.socket, words: Words, config_path: Path) -> int:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     fd = connection.detach()
     reader = PatientReader(fd)
-    # The agent is asked to end: a call whose request never came does, without a word; any other is
-    # let end.
-    signal.signal(signal.SIGUSR1, lambda *_: None if reader.begun else os._exit(1))
+
+    def asked_to_end(number: int, frame: FrameType | None) -> None:
+        """A call whose request has come continues to its end; any other ends without a word."""
+        if not reader.begun:
+            os._exit(1)
+
+    signal.signal(signal.SIGUSR1, asked_to_end)
     return answer(words, config_path, reader, PatientWriter(fd))

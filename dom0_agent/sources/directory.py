@@ -29,9 +29,8 @@ def whole_or_absent(path: Path, text: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        with suppress(
-            OSError
-        ):  # the first error is the one to tell of; what stays is dropped later
+        with suppress(OSError):
+            # The first error is the one to tell of; what stays is dropped later.
             path.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise failed(text, error) from None
@@ -51,8 +50,7 @@ class DirectorySource(Source):
     """A volume that is an image file; see Source for the methods."""
 
     _grain = 1
-    """Bytes in which holes are looked for: a smaller one that is none at its begin counts as data.
-    """
+    """Bytes: behind data a hole counts only from the next multiple of this on."""
 
     def __init__(self, volume: Volume) -> None:
         self.name, self._pool = volume.name, volume.pool
@@ -90,9 +88,8 @@ class DirectorySource(Source):
             found = os.statvfs(self._pool.path)
         except OSError as error:
             raise failed(f"{self.name}: cannot ask {self._pool.path} for its room", error) from None
-        if (
-            found.f_flag & os.ST_RDONLY
-        ):  # after an error of its disk, say: that is reported, not overlooked
+        if found.f_flag & os.ST_RDONLY:
+            # As the kernel makes it after an error of its disk: reported, not overlooked.
             raise Refused(Code.SOURCE_FAILED, f"{self.name}: the pool is read-only")
         used = found.f_blocks - found.f_bfree
         total = used + found.f_bavail  # as df(1) counts

@@ -37,12 +37,13 @@ class FileSource(DirectorySource):
 
     @override
     def delta(self, old: int, new: int) -> Iterator[Range]:
-        with closing_fd(self.open(old)) as a, closing_fd(self.open(new)) as b:
-            size = min(os.fstat(a).st_size, os.fstat(b).st_size)
-            for start, end in _union(self.data_ranges(a, 0, size), self.data_ranges(b, 0, size)):
+        with closing_fd(self.open(old)) as base, closing_fd(self.open(new)) as now:
+            size = min(os.fstat(base).st_size, os.fstat(now).st_size)
+            held = (self.data_ranges(fd, 0, size) for fd in (base, now))
+            for start, end in _union(*held):
                 for at in range(start - start % _GRAIN, end, _BLOCK):
                     length = min(_BLOCK, size - at)
-                    yield from _compare(os.pread(a, length, at), os.pread(b, length, at), at)
+                    yield from _compare(os.pread(base, length, at), os.pread(now, length, at), at)
 
 
 def _copy_range(source: int, target: int, at: int, length: int) -> int:
@@ -63,12 +64,12 @@ def _compare(old: bytes, new: bytes, at: int) -> Iterator[Range]:
                 yield at + offset, at + min(offset + _GRAIN, len(new))
 
 
-def _union(a: Iterator[Range], b: Iterator[Range]) -> Iterator[Range]:
-    """Merge two ordered series of ranges into one, joining those that touch or share a grain."""
+def _union(*series: Iterator[Range]) -> Iterator[Range]:
+    """Merge ordered series of ranges into one, joining those that touch or share a grain."""
     import heapq
 
     current: Range | None = None
-    for start, end in heapq.merge(a, b):
+    for start, end in heapq.merge(*series):
         if current is not None and start // _GRAIN <= (current[1] - 1) // _GRAIN + 1:
             current = (current[0], max(current[1], end))
             continue

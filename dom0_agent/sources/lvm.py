@@ -22,10 +22,8 @@ _FIELDS = (
     "vg_name,lv_name,pool_lv,thin_id,lv_size,lv_attr,data_percent,metadata_percent,"
     "chunk_size,zero,discards,vg_extent_size"
 )
-_NO_ARCHIVE = (
-    "--config",
-    "backup { archive = 0 }",
-)  # or /etc/lvm/archive gets a file for each snapshot
+# Else /etc/lvm/archive gets a file for each snapshot.
+_NO_ARCHIVE = ("--config", "backup { archive = 0 }")
 
 
 _JSON = ("{", "}", "[", "]", '"', ",")

@@ -171,9 +171,9 @@ class LvmThinSource(Source):
     @override
     def delta(self, old: int, new: int) -> Iterator[Range]:
         """After a shrink thin_delta names ranges past the end, too."""
-        a, b = self._snapshot(old), self._snapshot(new)
-        size = min(a.size, b.size)
-        for start, end in self.pool.delta(a, b):
+        base, now = self._snapshot(old), self._snapshot(new)
+        size = min(base.size, now.size)
+        for start, end in self.pool.delta(base, now):
             if start < size:
                 yield start, min(end, size)
 

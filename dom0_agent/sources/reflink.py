@@ -37,11 +37,11 @@ _MAP = "user.sparsebak.map"
 base's map need be read twice in each rotation, not three times.
 """
 _STAMP = "user.sparsebak.stamp"
-"""The same: which file it was cloned from, and when that had last changed, if that was long enough
-before.
+"""Extended attribute of a snapshot: which file it was cloned from, and when that had last changed,
+if that was long enough before.
 """
 _MARK = "user.sparsebak.since"
-"""The same, on Btrfs: which file it was cloned from, and in which transaction."""
+"""Extended attribute of a snapshot on Btrfs: the file it was cloned from, and the transaction."""
 HOLES = 1 << 20
 """Holes asked for at most: ten seconds; 64 GiB at the least have been looked through then."""
 _TICK = 1_000_000_000
@@ -135,9 +135,9 @@ class ReflinkSource(DirectorySource):
         """After a base that does not stop moving, or of a file in very many pieces,
         everything is changed.
         """
-        with closing_fd(self.open(old)) as a, closing_fd(self.open(new)) as b:
-            size = min(os.fstat(a).st_size, os.fstat(b).st_size)
-            changed = self._changed(a, b, size)
+        with closing_fd(self.open(old)) as base, closing_fd(self.open(new)) as now:
+            size = min(os.fstat(base).st_size, os.fstat(now).st_size)
+            changed = self._changed(base, now, size)
         yield from ranges(Bitmap.everything(size) if changed is None else changed, size)
 
     def differing(self, old: int, clone: int) -> Bitmap | None:
@@ -150,12 +150,16 @@ class ReflinkSource(DirectorySource):
                 return None
             return self._changed(base, clone, size, note=False)
 
-    def _changed(self, a: int, b: int, size: int, note: bool = True) -> Bitmap | None:
-        """``note``: ``b`` is a snapshot, with which something is to be compared later."""
-        whole = os.fstat(a).st_size == os.fstat(b).st_size == size
+    def _changed(self, base: int, now: int, size: int, note: bool = True) -> Bitmap | None:
+        """What of the first ``size`` bytes of an open file may differ from an open snapshot; None
+        where that cannot be told. ``note``: ``now`` is a snapshot, with which something is to be
+        compared later.
+        """
+        whole = os.fstat(base).st_size == os.fstat(now).st_size == size
         try:
-            remembered = _attribute(a, _MAP) if whole else None
-            changed, digest = changed_ranges(_reader(a), a, b, size, remembered, _ATTEMPTS)
+            remembered = _attribute(base, _MAP) if whole else None
+            read = _reader(base)
+            changed, digest = changed_ranges(read, base, now, size, remembered, _ATTEMPTS)
         except TooManyPieces:
             log(
                 WARNING,
@@ -172,7 +176,7 @@ class ReflinkSource(DirectorySource):
             )
         elif whole and note:
             with suppress(OSError):  # only spares reading the map once more
-                os.setxattr(b, _MAP, digest)
+                os.setxattr(now, _MAP, digest)
         return changed
 
     @override

@@ -54,9 +54,8 @@ def require_unused(name: str, fd: int) -> None:
     The kernel gives a write lease to nobody else (fcntl(2)). It is given back at once: who opens
     the file must not wait.
     """
-    fcntl.fcntl(
-        fd, fcntl.F_SETSIG, signal.SIGURG
-    )  # who opens it just now sends this, not SIGIO, which kills
+    # Whoever opens it at this moment has the kernel send this, and not SIGIO, which kills.
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except OSError as error:

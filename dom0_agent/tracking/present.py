@@ -37,7 +37,8 @@ class Present:
         self, ids: CommittedIds, changed: Bitmap, base: int, record: Record, archive: ArchiveKey
     ) -> None:
         self._ids, self._changed, self.base = ids, changed, base
-        self._size, chunks = record.chunk_size, chunk_count(record.size, record.chunk_size)
+        self._chunk_size = record.chunk_size
+        chunks = chunk_count(record.size, record.chunk_size)
         self._chunk_ids = ChunkIds(record.domain_keys(archive.keys()), record.chunk_size)
         self._doubtful, self.wanted = Wanted(chunks), Wanted(chunks)
 
@@ -48,7 +49,7 @@ class Present:
         self._target, self._threads = target, threads
         self._changed.merge(since)
         chunks = self.wanted.chunks
-        for first, end in self._changed.runs(grains_per_chunk(self._size), chunks):
+        for first, end in self._changed.runs(grains_per_chunk(self._chunk_size), chunks):
             self._doubtful.add(first, end)
 
     def compare(self, index: int, untrusted_ids: bytes) -> None:
@@ -73,7 +74,7 @@ class Present:
                 self.wanted.add(first + at, first + at + 1)
             else:
                 to_read.append((first + at, untrusted_id))
-        read, size = self._target.read, self._size
+        read, size = self._target.read, self._chunk_size
         for number in differing(read, self._chunk_ids.of, size, to_read, self._threads):
             self.wanted.add(number, number + 1)
 

@@ -23,7 +23,7 @@ def declared(kind: Any) -> dict[str, Any]:
     return {name: hint for name, hint in hints.items() if name != "return"}
 
 
-def checked(record: Any) -> None:
+def check_fields(record: Any) -> None:
     """Raise TypeError unless every field of what was read from a file is of the kind that is
     declared, each number one that can be, and each text a plain name.
     """
@@ -128,9 +128,9 @@ class ArchiveProgress:
         for key, kind in (("committed", Committed), ("pending", Pending), ("redo", Redo)):
             if fields.get(key) is not None:
                 fields[key] = kind(**fields[key])
-                checked(fields[key])
+                check_fields(fields[key])
         progress = cls(**fields)
-        checked(progress)
+        check_fields(progress)
         return progress
 
     def pending_as(self, session: bytes) -> Pending | None:

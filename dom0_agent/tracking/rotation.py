@@ -76,10 +76,10 @@ class Rotation:
         return False
 
     def rotate(self) -> int:
-        """Take a new base and fold what changed since the old one into every archive's bitmap. Not
-        saved yet.
+        """Replace the base by a new snapshot, and merge what changed between them into every
+        archive's bitmap; return how many bytes changed. Not saved yet.
         """
-        return 0 if self.unchanged() else self.fold(self.begin())
+        return 0 if self.unchanged() else self.replace_base(self.begin())
 
     def unchanged(self) -> bool:
         """Whether nothing changed since the base was taken, so that it may stay. Not saved yet."""
@@ -104,15 +104,15 @@ class Rotation:
         self.source.snapshot(number)
         return number
 
-    def fold(self, number: int) -> int:
-        """Make a snapshot taken by ``begin`` the base; return how many bytes changed since the
-        last. Not saved yet.
+    def replace_base(self, number: int) -> int:
+        """Make a snapshot taken by ``begin`` the base, and merge what changed since the old one
+        into every archive's bitmap; return how many bytes changed. Not saved yet.
         """
         try:
             changed, size = self._changed(number)
             for archive_id, progress in self.state.follows.items():
                 if progress.committed or progress.pending:
-                    self._fold(archive_id, progress, changed, size, number)
+                    self._merge(archive_id, progress, changed, size, number)
         except BaseException:
             # No state mentions it, so that nobody would miss it; but until the next recovery it
             # would hold whatever the qube overwrites.
@@ -123,6 +123,9 @@ class Rotation:
         return changed.changed(size)
 
     def _changed(self, number: int) -> tuple[Bitmap, int]:
+        """What may differ between the base and a snapshot, and the snapshot's bytes; everything
+        where there is no base to compare with.
+        """
         size, base, before = self.source.size(number), self.state.base, self.state.base_size
         if size > MAX_VOLUME_SIZE:  # nobody would open its record
             raise Refused(
@@ -149,7 +152,7 @@ class Rotation:
             changed.mark(max(min(before, size) - 1, 0), size)
         return changed, size
 
-    def _fold(
+    def _merge(
         self,
         archive_id: str,
         progress: ArchiveProgress,
@@ -188,7 +191,7 @@ class Rotation:
         )
 
     def monitor(self) -> None:
-        """Walk the base snapshot on."""
+        """Replace the base snapshot by a newer one, where any archive follows the volume."""
         if self.followed:
             self.yield_space()
             self.rotate()
@@ -222,8 +225,7 @@ class Rotation:
             self.store, self.state, progress, archive, request, volume.dedup_domain
         )
         # The session has taken the bitmap along. What changes from here on goes into a new one, so
-        # that Monitor can walk on while the session is sent, and Abort has only to put the two
-        # together.
+        # that Monitor can continue while the session is sent, and Abort has only to merge the two.
         progress.map = None
         self.state.move_to(volume)
         self.finish()

@@ -12,7 +12,6 @@ it is treated as an older one.
 """
 
 import errno
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from common.checked import checksum
 from common.durable import (
     UNREADABLE,
     Busy,
@@ -27,13 +27,14 @@ from common.durable import (
     lock,
     make_directory,
     replace,
+    still_named,
     sync_directory,
     write_synced,
 )
 from dom0_agent.bitmap import Bitmap
 from dom0_agent.config import Volume, remember
 from dom0_agent.log import ERROR, WARNING, log
-from dom0_agent.tracking.progress import ArchiveProgress, checked
+from dom0_agent.tracking.progress import ArchiveProgress, check_fields
 from wire.names import BadName, parse_identity, parse_name
 from wire.status import Code, Refused
 
@@ -52,7 +53,7 @@ class StateDamaged(Exception):
 
 class State:
     """The state file. ``sequence`` is the last snapshot number given out, ``base`` the snapshot
-    last folded in.
+    that the bitmaps reach up to.
 
     A number counts up in its high bits and is random in its low 32: a state put back from an old
     copy never takes another snapshot for the one it remembers. ``place`` is the volume as the last
@@ -165,9 +166,9 @@ class VolumeState:
                 fd = lock(self.directory / "lock", patience=patience)
             except Busy:
                 raise Refused(Code.BUSY, f"{self.name} is busy with another operation") from None
-            if os.fstat(fd).st_nlink:
+            if still_named(fd):
                 return fd
-            os.close(fd)  # the volume was forgotten meanwhile, and this lock keeps nobody out
+            # the volume was forgotten meanwhile, and this lock would keep nobody out
 
     def load(self) -> State:
         """The state, empty for a volume not seen before, or whose state file is damaged."""
@@ -198,7 +199,7 @@ class VolumeState:
             raise Refused(Code.INTERNAL, f"{self._path} is of a newer version of sparsebak")
         if found < FORMAT:
             raise StateDamaged(f"{self._path} is of format {found}, from before the first release")
-        if raw.pop("check", None) != _check(raw):
+        if raw.pop("check", None) != checksum(raw):
             raise StateDamaged(f"{self._path} is damaged: its check does not fit")
         try:
             follows = {
@@ -206,7 +207,7 @@ class VolumeState:
                 for archive, fields in raw.pop("follows").items()
             }
             state = State(follows=follows, **raw)
-            checked(state)
+            check_fields(state)
             if not isinstance(state.place, dict | None) or not all(
                 isinstance(one, dict) for one in [*state.left]
             ):
@@ -219,7 +220,7 @@ class VolumeState:
         """The commit point: replace the state file."""
         follows = {archive: progress.fields() for archive, progress in state.follows.items()}
         fields = {**vars(state), "follows": follows}
-        whole = {"format": FORMAT, "check": _check(fields), **fields}
+        whole = {"format": FORMAT, "check": checksum(fields), **fields}
         replace(self._path, json.dumps(whole, indent=1).encode())
 
     def load_bitmap(self, name: str | None, size: int) -> Bitmap:
@@ -249,11 +250,6 @@ class VolumeState:
         for path in self.directory.iterdir():
             if path.name not in needed:
                 path.unlink(missing_ok=True)
-
-
-def _check(fields: dict[str, Any]) -> str:
-    """A checksum of the state, whatever way it is laid out in the file."""
-    return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 @contextmanager

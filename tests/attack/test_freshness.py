@@ -106,9 +106,8 @@ def test_numbers_go_up_with_every_session_begun(attacker: Attacker) -> None:
         )
     attacker.site.backup()
     assert list(attacker.site.images().values())[-1] == attacker.site.contents()
-    shutil.rmtree(
-        attacker.site.state / "volumes"
-    )  # what was claimed must not outlive dom0's memory
+    # What was claimed must not outlive dom0's memory.
+    shutil.rmtree(attacker.site.state / "volumes")
     attacker.site.backup()
     assert list(attacker.site.images().values())[-1] == attacker.site.contents()
 

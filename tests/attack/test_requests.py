@@ -105,9 +105,8 @@ def test_commit_of_what_was_never_sent_and_a_session_used_again(attacker: Attack
     attacker.refused(
         lambda: attacker.call("Commit", attacker.request(os.urandom(16))), Code.NO_SESSION
     )
-    assert (
-        attacker.call("Commit", attacker.request(newest.clear.session)).code == Code.OK
-    )  # said already: nothing happens
+    # Said already: nothing happens.
+    assert attacker.call("Commit", attacker.request(newest.clear.session)).code == Code.OK
     assert (
         attacker.call(
             "Snapshot", attacker.request(newest.clear.session, newest.clear.sequence)

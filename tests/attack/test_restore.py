@@ -209,7 +209,6 @@ def test_more_than_the_session_does_no_harm(attacker: Attacker) -> None:
     stream = attacker.stream()
     both(attacker, stream.but(end=b"NOT!"))
     fill(attacker.site.image(), 3 * GRAIN)
-    assert (
-        attacker.restore(stream.to_bytes() + os.urandom(5000)).code == Code.OK
-    )  # what follows the end is never read
+    # What follows the end is never read.
+    assert attacker.restore(stream.to_bytes() + os.urandom(5000)).code == Code.OK
     assert attacker.site.contents() == list(attacker.site.images().values())[-1]

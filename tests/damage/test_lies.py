@@ -117,12 +117,12 @@ def test_sessions_of_one_name_are_told_apart_by_their_ids(
     older = first.read_bytes()[at : at + 8]
     second.write_bytes(forms.seal_session(raw[:at] + older + raw[at + 8 :]))
     key = ("--passphrase-file", str(commands.passphrase))
-    name, same = commands.names()
-    assert name == same
+    name, other = commands.names()
+    plain, session = name.rpartition("-")[0], first.stem.rpartition("-")[2]
+    assert (name, other.rpartition("-")[0]) == (f"{plain}-{session[:8]}", plain)
     out = ("-o", str(built.root / "out"))
-    error = commands.fails(1, "assemble", "work/private", "--session", name, *out, *key)
-    session = first.stem.rpartition("-")[2]
-    assert session in error
+    error = commands.fails(1, "assemble", "work/private", "--session", plain, *out, *key)
+    assert name in error and other in error
     commands.run("assemble", "work/private", "--session", session, *out, *key)
 
 

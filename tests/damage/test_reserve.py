@@ -10,6 +10,7 @@ import random
 import pytest
 
 from backup_vm.archive import reserve
+from backup_vm.archive.opening import open_archive
 from backup_vm.archive.storage.local import LocalStorage
 from tests.kit import GRAIN, Site
 
@@ -63,3 +64,36 @@ def test_it_is_not_made_where_it_would_end_the_next_backup(
     site.image().write_bytes(os.urandom(GRAIN))
     site.backup()
     assert not (site.archive / reserve.NAME).exists()
+
+
+@pytest.mark.parametrize("said", [0, 1 << 20, 1 << 40])
+def test_one_that_a_run_emptied_which_died_is_filled_again_before_anything_else(
+    site: Site, monkeypatch: pytest.MonkeyPatch, said: int
+) -> None:
+    """Of no more than it is made of, whatever size the store says."""
+    kept = site.archive / reserve.NAME
+    site.image().write_bytes(os.urandom(GRAIN))
+    site.backup()
+    size = kept.stat().st_size
+    os.truncate(kept, 0)
+    os.truncate(kept, said)
+    monkeypatch.setattr(LocalStorage, "capacity", lambda self: 1 << 20)
+    monkeypatch.setattr(LocalStorage, "free", lambda self: size // 2)
+    with site.open(True):
+        about = kept.stat()
+        assert about.st_size == about.st_blocks * 512 == size == 1 << 20
+
+
+def test_a_run_that_makes_room_empties_it_and_fills_it_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = site.archive / reserve.NAME
+    site.image().write_bytes(os.urandom(GRAIN))
+    site.backup()
+    before = kept.stat()
+    monkeypatch.setattr(LocalStorage, "free", lambda self: 0)
+    for command in ("prune", "scrub"):
+        with open_archive(site.archive, True, command):
+            now = kept.stat()
+            assert (now.st_ino, now.st_size, now.st_blocks) == (before.st_ino, before.st_size, 0)
+        assert kept.stat().st_blocks == before.st_blocks

@@ -7,6 +7,7 @@ Every run is a child of the test's process, on a copy of one site of its own bel
 
 import contextlib
 import faulthandler
+import importlib
 import os
 import pickle
 import select
@@ -27,12 +28,17 @@ from backup_vm.archive.lease_files import STALE
 from backup_vm.errors import SparsebakError
 from tests.children import signals_as_usual
 from tests.faultfs import FaultFS
+from tests.faults.ends import Stamp, predictable, stamp
 from tests.in_process import InProcess
 from tests.kit import PASSPHRASE, Site
 
 VOLUMES = ("work/private", "other/private")
 LONGEST = 40.0
 """Seconds that a run may take; what takes longer hangs."""
+BEGAN = int(time.time()) + 60
+"""What time it is in runs that are predictable: later than in what was made before."""
+NAME = "now"
+"""What a copy of the site is called: dom0 remembers where a volume is."""
 LEFTOVERS = (".tmp", ".partial", "-restore", ".log", ".part", ".uploading", ".new", ".old")
 Images = dict[str, dict[str, bytes]]
 """Contents by volume and session."""
@@ -52,17 +58,21 @@ class Outcome:
         if "Traceback" in self.text:
             yield f"a traceback: {self.text[-1500:]}"
         if self.code > 0 and not [
-            line for line in self.text.splitlines() if line.split(">")[-1].startswith("sparsebak")
+            line
+            for line in self.text.splitlines()
+            if line.split(">")[-1].startswith(("sparsebak", "spbk-assemble"))
         ]:
             yield f"exit {self.code} without a message: {self.text!r}"
 
 
-def run(action: Callable[[], int]) -> Outcome:
-    """Do something in a child process, with no terminal."""
-    with tempfile.TemporaryFile() as output:
+def run(action: Callable[[], int], turn: int = 0) -> Outcome:
+    """Do something in a child process, with no terminal. What is done in the same ``turn``, other
+    than 0, is predictable.
+    """
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as imported:
         pid = os.fork()
         if pid == 0:
-            code = 97
+            code, before = 97, set(sys.modules)
             try:
                 signals_as_usual()
                 null = os.open(os.devnull, os.O_RDONLY)
@@ -73,6 +83,8 @@ def run(action: Callable[[], int]) -> Outcome:
                 sys.stdin = open(0, closefd=False)
                 sys.stdout = open(1, "w", buffering=1, closefd=False)
                 sys.stderr = open(2, "w", buffering=1, closefd=False)
+                if turn:
+                    predictable(turn, BEGAN)
                 code = action()
             except SparsebakError as error:
                 print(f"sparsebak: {error}", file=sys.stderr)
@@ -85,6 +97,7 @@ def run(action: Callable[[], int]) -> Outcome:
                 with contextlib.suppress(BaseException):
                     sys.stdout.flush()
                     sys.stderr.flush()
+                    os.pwrite(imported.fileno(), "\n".join(set(sys.modules) - before).encode(), 0)
                 os._exit(code)
         ended = os.pidfd_open(pid)
         try:
@@ -93,8 +106,17 @@ def run(action: Callable[[], int]) -> Outcome:
         finally:
             os.close(ended)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        _import(imported.read().decode().split())
         output.seek(0)
         return Outcome(code, output.read().decode(errors="replace"))
+
+
+def _import(names: list[str]) -> None:
+    """Import what a child had to, so that the next ones need not: it took half of their time."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no threads: see ``computed``
+    for name in sorted(names):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def computed(action: Callable[[], Any]) -> Any:
@@ -207,32 +229,87 @@ class Bench:
 
     system: FaultFS
     base: Path
+    prepared: Path | None = None
     names: dict[str, str] = field(default_factory=dict)
     known: dict[str, Images] = field(default_factory=dict)
     volumes: dict[str, list[bytes]] = field(default_factory=dict)
+    judged: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
+    """What was found wrong after ends of runs that were looked at."""
+    shown: list[str] = field(default_factory=list)
+    """What the present scenario shows without a fault, by lines."""
+    _made: dict[str, Stamp] = field(default_factory=dict)
     _count: int = 0
 
-    def place(self) -> tuple[Place, Place]:
-        """A new copy: as it is seen through the mount, and as it is.
-
-        Under a name of its own, since the kernel remembers what it saw under another's.
-        """
+    def prepare(self, step: Callable[[Place], object]) -> None:
+        """From now on let a copy be of the site after this."""
         self.remove()
-        self._count += 1
-        name = f"n{self._count}"
-        shutil.copytree(self.base, self.system.real / name, symlinks=True)
-        return Place(self.system.path / name, self.names), Place(
-            self.system.real / name, self.names
+        if self.prepared is not None:
+            shutil.rmtree(self.prepared)
+        self.prepared = None
+        faulty, _ = self.place()
+        step(faulty)
+        self.prepared = self._put_away()
+        self._made.clear()
+
+    def place(self) -> tuple[Place, Place]:
+        """A new copy: as it is seen through the mount, and as it is."""
+        self.system.fail()
+        real = self.system.real / NAME
+        if real.exists():
+            self._put_away().rename(real)
+        make_like(self.prepared or self.base, real, self._made)
+        return Place(self.system.path / NAME, self.names), Place(
+            self.system.real / NAME, self.names
         )
 
     def pattern(self, where: str) -> str:
         """Names within the mount of what is at ``where`` in the present copy, for faults."""
-        return f"n{self._count}/{where}"
+        return f"{NAME}/{where}"
 
     def remove(self) -> None:
         """Remove the present copy."""
         self.system.fail()
-        shutil.rmtree(self.system.real / f"n{self._count}", ignore_errors=True)
+        if (self.system.real / NAME).exists():
+            shutil.rmtree(self._put_away(), ignore_errors=True)
+        self._made.clear()
+
+    def _put_away(self) -> Path:
+        """Give the present copy another name, so that the next one has the same.
+
+        Through the mount, since the kernel remembers what it saw under the old one.
+        """
+        self._count += 1
+        name = f"n{self._count}"
+        (self.system.path / NAME).rename(self.system.path / name)
+        return self.system.real / name
+
+
+def make_like(model: Path, copy: Path, made: dict[str, Stamp]) -> None:
+    """Let a folder be like another one, of which it was made before: copy what is not as it was
+    ``made``.
+    """
+    copy.mkdir(exist_ok=True)
+    same: dict[str, Stamp] = {}
+    for path in sorted(copy.rglob("*"), reverse=True):  # a folder comes after what it holds
+        name, now = str(path.relative_to(copy)), stamp(path)
+        if now == made.get(name):
+            same[name] = now
+        elif path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):  # it holds what is the same
+                path.rmdir()
+        else:
+            path.unlink()
+    made.clear()
+    for path in sorted(model.rglob("*")):
+        name = str(path.relative_to(model))
+        target = copy / name
+        if name not in same:
+            if path.is_dir() and not path.is_symlink():
+                target.mkdir(exist_ok=True)
+                shutil.copystat(path, target)
+            else:
+                shutil.copy2(path, target, follow_symlinks=False)
+        made[name] = same.get(name) or stamp(target)
 
 
 def write_passphrase(root: Path) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.caretaking import CARE
+from tests.faults.ends import state
 from tests.faults.harness import VOLUMES, Bench, Images, Outcome, Place, run
+from tests.faults.inside import INSIDE
 from tests.faults.kinds import KINDS, Kind
 from tests.faults.scenarios import SCENARIOS, Scenario
 
@@ -20,9 +22,9 @@ sample.
 """
 SAMPLE = 2
 """Faults of one command in a sample."""
-SAMPLED = ("scrub --repair", "records", "serve")
-"""What of CARE is in a sample; FAULTS=1 has all of it."""
-CHOSEN = SCENARIOS + tuple(one for one in CARE if EVERY or one.name in SAMPLED)
+SAMPLED = ("scrub --repair", "records", "serve", "files index")
+"""What of CARE and INSIDE is in a sample; FAULTS=1 has all of it."""
+CHOSEN = SCENARIOS + tuple(one for one in CARE + INSIDE if EVERY or one.name in SAMPLED)
 
 
 @pytest.mark.parametrize("scenario", CHOSEN, ids=lambda scenario: scenario.name)
@@ -56,12 +58,13 @@ def _chosen(scenario: Scenario, counts: list[int]) -> Iterator[tuple[Kind, int]]
 
 def _without_a_fault(bench: Bench, scenario: Scenario, problems: list[str]) -> list[int]:
     """How many calls could meet each kind of fault; the run itself is as it should be."""
+    bench.prepare(scenario.prepare)
     faulty, sound = bench.place()
-    scenario.prepare(faulty)
     bench.system.fail(*(kind.counter(bench.pattern(scenario.where)) for kind in KINDS))
-    outcome = run(lambda: scenario.started(faulty))
+    outcome = run(lambda: scenario.started(faulty), turn=1)
     counts = bench.system.seen()
     bench.system.fail()
+    bench.shown = outcome.text.splitlines()
     if not any(counts):
         problems.append(f"nothing that it does reaches {scenario.where}")
     if outcome.code != scenario.code:
@@ -74,9 +77,8 @@ def _without_a_fault(bench: Bench, scenario: Scenario, problems: list[str]) -> l
 
 def _with_a_fault(bench: Bench, scenario: Scenario, kind: Kind, number: int) -> Iterator[str]:
     faulty, sound = bench.place()
-    scenario.prepare(faulty)
     bench.system.fail(kind.fault(number, bench.pattern(scenario.where)))
-    outcome = run(lambda: scenario.started(faulty))
+    outcome = run(lambda: scenario.started(faulty), turn=1)
     met = bench.system.failed()
     bench.system.fail()
     if met:
@@ -91,18 +93,49 @@ def _found(
     yield from outcome.problems()
     if outcome.code == 0 != scenario.code:
         yield f"exit 0 where it should have been {scenario.code}"
-    if outcome.code == scenario.code:
-        yield from _kept(place, scenario, "though the exit code says that it is done")
-    elif harmless:
+    done = outcome.code == scenario.code
+    if harmless and not done:
         yield f"exit {outcome.code}, though nothing failed: {outcome.text[-500:]}"
+    if done and scenario.shows and (left_out := _silently(bench, outcome)):
+        yield f"exit {outcome.code}, and nothing says why it does not show {left_out}"
+    end = scenario.name, "done" if done else "", state(place.root)
+    if end not in bench.judged:
+        bench.judged[end] = [*_at_once(bench, scenario, place, done)]
+        if not scenario.once:
+            bench.judged[end] += _again(scenario, place)
+        end_then = scenario.name, "then", state(place.root)
+        if end_then not in bench.judged:
+            bench.judged[end_then] = [*_then(bench, scenario, place)]
+        bench.judged[end] += bench.judged[end_then]
+    yield from bench.judged[end]
+
+
+def _silently(bench: Bench, outcome: Outcome) -> set[str]:
+    """What a run did not show, if it warns of nothing that it does not warn of without a fault."""
+    shown = {*outcome.text.splitlines()}
+    warned = [line for line in shown.difference(bench.shown) if line.startswith("sparsebak")]
+    return set() if warned else {*bench.shown} - shown
+
+
+def _at_once(bench: Bench, scenario: Scenario, place: Place, done: bool) -> Iterator[str]:
+    """What is wrong with what a run left."""
+    if done:
+        yield from _kept(place, scenario, "though the exit code says that it is done")
     if not scenario.damaged:
         yield from _whole(bench, scenario, place, "after it")
-    if not scenario.once:
-        again = run(lambda: scenario.started(place))
-        if again.code not in {scenario.code, *scenario.again}:
-            yield f"the same again: exit {again.code}: {again.text[-500:]}"
-        yield from (f"the same again: {problem}" for problem in again.problems())
-        yield from _kept(place, scenario, "after the same again")
+
+
+def _again(scenario: Scenario, place: Place) -> Iterator[str]:
+    """What is wrong with another run of the same."""
+    again = run(lambda: scenario.started(place), turn=2)
+    if again.code not in {scenario.code, *scenario.again}:
+        yield f"the same again: exit {again.code}: {again.text[-500:]}"
+    yield from (f"the same again: {problem}" for problem in again.problems())
+    yield from _kept(place, scenario, "after the same again")
+
+
+def _then(bench: Bench, scenario: Scenario, place: Place) -> Iterator[str]:
+    """What is wrong with a backup after that, and after it."""
     place.let_time_pass()
     backup = place.command("backup")
     if backup.code:

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -161,7 +162,7 @@ def test_nothing_opens_what_is_of_another_place() -> None:
         (head, sealing(), [blocks[0], blocks[1], bytes(50)]),
     ):
         with pytest.raises(Unusable):
-            opened(Link(changed, lambda sealed=sealed: iter(sealed)), by)  # type: ignore[misc]
+            opened(Link(changed, partial(iter, sealed)), by)
 
 
 def test_what_no_honest_maker_seals_is_refused() -> None:

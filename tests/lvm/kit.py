@@ -63,9 +63,8 @@ class Group:
         words = ("--force", "--size", f"{size}b", f"{self.name}/{name}")
         try:
             self.lvm("lvresize", *words)
-        except (
-            AssertionError
-        ):  # from 2.03.17 on, where a volume without a known file system shrinks
+        except AssertionError:
+            # From 2.03.17 on, where a volume without a known file system shrinks.
             self.lvm("lvresize", "--fs", "ignore", *words)
 
     def volumes(self) -> dict[str, dict[str, str]]:

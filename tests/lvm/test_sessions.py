@@ -66,9 +66,8 @@ def test_volumes_that_come_and_go(lvm_site: Make) -> None:
     scribble(site.image(name), rng)
     site.backup()
     assert list(site.images(name).values())[-1] == site.contents(name)
-    site.group.lvm(
-        "lvremove", "--force", f"{site.group.name}/{site.snapshots(name)[0]}"
-    )  # by somebody's hand
+    # Removed by somebody's hand.
+    site.group.lvm("lvremove", "--force", f"{site.group.name}/{site.snapshots(name)[0]}")
     scribble(site.image(name), rng)
     site.backup()
     before = site.contents(name)

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tests.kit import GRAIN, Site, fill
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
 SERVICES = sorted((ROOT / "systemd").rglob("*.service"))
+TIMERS = sorted((ROOT / "systemd").rglob("*.timer"))
 EXPOSURE = 4.0
 """What systemd-analyze security may say at most; 9.6 is a unit with nothing set. Root, LVM and
 device nodes cost the rest.
@@ -50,13 +52,15 @@ def test_what_is_started_is_understood(capsys: pytest.CaptureFixture[str]) -> No
     """
     from backup_vm import cli as vm
     from dom0_agent.admin import cli as dom0
-    from dom0_agent.admin.cli.backup import SERVICE
+    from dom0_agent.admin.cli.backup import QUIET, SERVICE
 
     parsers = {"sparsebak": vm.parser, "sparsebak-agent": dom0.parser}
     started = [shlex.split(line) for unit in SERVICES for line in setting(unit, "ExecStart")]
-    service, _, argument = SERVICE.partition("+")
-    assert service == "qubes.VMExec" and len(started) == len(SERVICES)
-    started.append([from_vmexec(part) for part in argument.split("+")])
+    assert len(started) == len(SERVICES)
+    for asked in (SERVICE, f"{QUIET}1"):
+        service, _, argument = asked.partition("+")
+        assert service == "qubes.VMExec"
+        started.append([from_vmexec(part) for part in argument.split("+")])
     for program, *words in started:
         name = program.rpartition("/")[2]
         if name != "notify-send":
@@ -107,13 +111,52 @@ def test_each_runs_with_what_its_unit_leaves_it(site: Site, name: str) -> None:
 def test_the_monitor_yields_to_everything_else() -> None:
     text = (ROOT / "systemd/dom0/sparsebak-monitor.service").read_text()
     assert "IOSchedulingClass=idle" in text and "Nice=19" in text and "--quiet" in text
-    assert "OnUnitActiveSec=10min" in (ROOT / "systemd/dom0/sparsebak-monitor.timer").read_text()
-    of_days = (
-        *(ROOT / "systemd/vm").glob("*.timer"),
-        ROOT / "systemd/dom0/sparsebak-backup-vm.timer",
+
+
+@pytest.mark.parametrize("unit", TIMERS, ids=lambda unit: unit.stem)
+def test_a_timer_is_due_when_a_machine_wakes_up(unit: Path, tmp_path: Path) -> None:
+    """By the calendar: what counts time stands still while the machine sleeps (systemd.timer(5)).
+    What was missed while it was off is made up for, but for what is due again within minutes.
+    """
+    if shutil.which("systemd-analyze") is None:
+        cannot("systemd-analyze is not here")
+    (tmp_path / unit.name).write_text(unit.read_text())
+    service = unit.name.replace(".timer", ".service")
+    (tmp_path / service).write_text("[Service]\nType=oneshot\nExecStart=/bin/true\n")
+    words = ["systemd-analyze", "verify", "--man=no", str(tmp_path / unit.name)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    # of its own units, those of this machine are read, too
+    complaints = [line for line in done.stderr.splitlines() if unit.stem in line]
+    assert not complaints and done.returncode == 0, done.stderr
+    names = {line.partition("=")[0] for line in unit.read_text().splitlines() if "=" in line}
+    counted = {name for name in names if re.fullmatch(r"On(?!Calendar)\w+Sec", name)}
+    (calendar,) = setting(unit, "OnCalendar")
+    times = elapses(calendar)
+    often = times[1] - times[0] < 3600
+    assert not counted and often != (setting(unit, "Persistent") == ["true"])
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [one for one in TIMERS if one.parent.name.startswith("dom0")],
+    ids=lambda unit: unit.stem,
+)
+def test_what_a_timer_of_dom0_starts_waits_for_qubesd_at_boot(unit: Path) -> None:
+    """All of it asks qubesd; a timer by the calendar may be due as soon as there are timers."""
+    assert "qubesd.service" in " ".join(setting(unit.with_suffix(".service"), "After")).split()
+
+
+def elapses(calendar: str) -> tuple[float, float]:
+    """The next two times, in Unix seconds, as systemd reads what a timer says."""
+    words = ["systemd-analyze", "calendar", "--iterations=2", calendar]
+    shown = subprocess.run(
+        words, capture_output=True, text=True, check=True, env={**os.environ, "TZ": "UTC"}
+    ).stdout
+    first, second = (
+        datetime.strptime(found, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC).timestamp()
+        for found in re.findall(r"(?:Next elapse|Iter\S* #2): \w+ (\S+ \S+) UTC", shown)
     )
-    for timer in of_days:
-        assert "Persistent=true" in timer.read_text()  # a missed run is made up for
+    return first, second
 
 
 def remove(site: Site, terminal: str) -> subprocess.CompletedProcess[str]:

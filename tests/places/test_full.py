@@ -3,7 +3,6 @@
 session that stays as it was.
 """
 
-import errno
 import os
 import random
 import shutil
@@ -13,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from backup_vm.archive import reserve
-from backup_vm.archive.storage import libc
-from common.durable import closing_fd
 from tests.commands import Commands
 from tests.conftest import FILE_SYSTEMS, mounted
+from tests.full_disk import BALLAST, empty, fill
 from tests.kit import GRAIN, Site
 
 KEEP = ("prune", "--keep-last", "1", "--max-removed", "100%")
@@ -33,41 +31,6 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A small disk of its own."""
     size, make, options = DISKS[request.param]
     yield from mounted(tmp_path / "full.img", tmp_path / "full", size, make, options)
-
-
-def fill(disk: Path) -> None:
-    """Fill a disk until not one byte can be written."""
-    ballast = disk / "ballast"
-    ballast.mkdir()
-    with closing_fd(os.open(disk, os.O_RDONLY)) as fd:
-        for at in range(20):
-            if not _filled_up(ballast / str(at)):
-                return
-            libc.syncfs(fd)  # what the file system kept for that is free again
-    raise AssertionError("it never ran full")
-
-
-def _filled_up(path: Path) -> bool:
-    """Write a file until there is no room for a block more; whether there was any."""
-    try:
-        file = open(path, "wb", buffering=0)
-    except OSError as error:
-        assert error.errno == errno.ENOSPC
-        return False
-    with file:
-        for size in (1 << 28 >> shift for shift in range(17)):
-            try:
-                while True:
-                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, size)
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
-        file.seek(0, os.SEEK_END)
-        try:
-            while file.write(os.urandom(4096)):
-                pass
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
-        return file.tell() > 0
 
 
 @pytest.fixture
@@ -115,14 +78,14 @@ def test_prune_scrub_and_delete_work(full: Commands) -> None:
 def test_without_that_room_nothing_is_lost(full: Commands) -> None:
     """As where the disk never had enough for it: all or nothing is removed."""
     site = full.site
-    (site.archive / reserve.NAME).rename(site.archive.parent / "ballast/reserve")
+    (site.archive / reserve.NAME).rename(site.archive.parent / BALLAST / "reserve")
     before = {name: site.images(name) for name in site.volumes}
     code, _, error = full.outcome(*KEEP, "--yes")
     if code:  # some file systems keep enough by themselves
         assert "full" in error or "No space left" in error
         assert "make room" in error
         assert {name: site.images(name) for name in site.volumes} == before
-    shutil.rmtree(site.archive.parent / "ballast")
+    empty(site.archive.parent)
     full.run(*KEEP, "--yes")
     for name, images in before.items():
         assert list(site.images(name).values()) == list(images.values())[-1:]

@@ -39,10 +39,12 @@ def test_a_refusal_is_one_sentence_at_once(tmp_path: Path, kind: str) -> None:
     answer, said = REFUSALS[kind]
     with http_store(lambda _: answer, time.time() - 9 * 3600) as (port, requests):
         life = Life(tmp_path, URL, KEYS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"})
-        for words in (["list"], ["backup"], ["init", URL, "--label=tests"]):
+        init = ["init", URL, "--label=tests"]
+        locked, past = [*init, "--retention=30d"], ["--as-of=2026-11-20T08:30", "list"]
+        for words in (["list"], ["backup"], init, locked, past):
             line = life.refuses(1, said, *words)
             assert "<" not in line and "network" not in line
-    assert len(requests) < 12
+    assert len(requests) < 20
 
 
 def test_a_store_that_is_busy_is_asked_again_and_given_up(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ and the refusals on the way.
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import cannot, mounted
+from tests.full_disk import empty, fill
+from tests.kit import GRAIN
 from tests.places.life import Life
 from tests.remote.kit import SSHD, Server, ssh_server
 
@@ -98,6 +101,35 @@ def test_a_full_server(tmp_path: Path, disk: Path, lacking: str) -> None:
         assert life.assembled("latest") == life.site.contents()
         life.does("scrub")
         assert not list(disk.rglob("*.uploading"))
+
+
+@pytest.mark.parametrize("lacking", ["none", "statvfs@openssh.com"])
+def test_room_is_made_on_a_full_server(tmp_path: Path, disk: Path, lacking: str) -> None:
+    """Not by rules, which have sessions merged and stored; as the message says then."""
+    with host(tmp_path / "ssh", without(lacking)) as server:
+        url = f"sftp://{server.user}@127.0.0.1:{server.port}{disk}/archive"
+        life = life_at(tmp_path, server, url)
+        life.init()
+        images = []
+        for number in range(4):
+            with open(life.site.image(), "r+b") as file:
+                file.seek(number * GRAIN)
+                file.write(os.urandom(8 * GRAIN))
+            life.does("backup")
+            images.append(life.site.contents())
+        fill(disk)
+        rules = ("prune", "--keep-last", "1", "--min-age", "0d", "--max-removed", "100%")
+        said = life.refuses(1, "disk is (likely )?full", *rules)
+        assert len(life.sessions()) == 4
+        (words,) = re.findall(r"\((prune .*?)\)", said)
+        life.does(*words.replace("QUBE/VOLUME", "work/private").split(), "--yes")
+        life.does(*rules)
+        assert life.assembled("latest") == images[-2]
+        empty(disk)
+        life.warns("it was removed", "backup")
+        life.does("scrub")
+        assert life.assembled("latest") == images[-1]
+        assert not list((disk / "archive/locks").iterdir())
 
 
 JUMP = "Host jump\n HostName 127.0.0.1\n Port {port}\n IdentityFile {key}\n"

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Many power cuts: ``python -m tests.powercut [ARCHIVE [DOM0 [DRIVER]]] [--cuts N | --all] [--seed
-N]``; see ``make powercut``.
+N] [--full]``; see ``make powercut``.
 
-``--without-sync`` has the commands sync nothing, to see that it is noticed.
+``--full`` has the archive's disk full, and runs what makes room there. ``--without-sync`` has the
+commands sync nothing, to see that it is noticed.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from tests.conftest import in_memory
 from tests.own_mounts import own_mounts
 from tests.powercut.campaign import FILE_SYSTEMS, Campaign, clean, small
+from tests.powercut.full import FullDisk, full_operations
 from tests.powercut.operations import more_operations
 
 
@@ -26,20 +28,21 @@ def main() -> int:
     parser.add_argument("--cuts", type=int, default=200)
     parser.add_argument("--all", action="store_true", help="at every flush, and as often between")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--full", action="store_true")
     parser.add_argument("--without-sync", action="store_true")
     options = parser.parse_args()
     small()
     own_mounts()
     with tempfile.TemporaryDirectory() as temporary:
         folder = in_memory(Path(temporary) / "powercut")
-        campaign = Campaign(
+        campaign = (FullDisk if options.full else Campaign)(
             folder, (options.archive, options.dom0), options.driver, seed=options.seed
         )
         real = os.fsync
         try:
             if options.without_sync:
                 os.fsync = lambda fd: None
-            campaign.record(more_operations)
+            campaign.record(full_operations if options.full else more_operations)
             os.fsync = real
             cuts = campaign.cut(None if options.all else options.cuts)
         finally:

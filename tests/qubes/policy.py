@@ -56,6 +56,11 @@ def tags_of(qubesd: str) -> dict[str, set[str]]:
     }
 
 
+def intended(target: str, tags: dict[str, set[str]]) -> str:
+    """The target that a service is told of: @default in place of one that does not exist."""
+    return target if target.startswith("@") or target in tags else "@default"
+
+
 def decide(
     lines: list[Line],
     tags: dict[str, set[str]],
@@ -64,11 +69,8 @@ def decide(
     source: str,
     target: str,
 ) -> str:
-    """``allow``, ``ask`` or ``deny``. A target that does not exist is @default; dom0 is
-    @adminvm.
-    """
-    if not target.startswith("@") and target not in tags:
-        target = "@default"
+    """``allow``, ``ask`` or ``deny``, also of a target that is dom0 by its name."""
+    target = "@adminvm" if target == "dom0" else intended(target, tags)
     for line in lines:
         if (line.service, line.argument) not in ((service, "*"), (service, f"+{argument}")):
             continue

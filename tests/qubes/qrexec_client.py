@@ -34,9 +34,7 @@ def main(settings_path: str, target: str, call: str) -> int:
     service, _, argument = call.partition("+")
     argument = re.sub(r"[^A-Za-z0-9_.+-]", "_", argument)
     tags = policy.tags_of(settings["qubesd"])
-    tags.pop("dom0")
-    if not target.startswith("@") and target not in tags:
-        target = "@default"
+    target = policy.intended(target, tags)
     action = policy.decide(
         policy.read(ROOT / "policy/80-sparsebak.policy"), tags, service, argument, source, target
     )

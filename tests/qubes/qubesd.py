@@ -15,34 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-IMPORT = """#!/bin/sh
-# Takes a volume's new contents as admin.vm.volume.ImportWithSize does: all of it or nothing,
-# written by root through sudo.
-read -r size
-into=$(cat "{places}/$QREXEC_REQUESTED_TARGET+$1")
-if [ "$(id -u)" -eq 0 ] && command -v sudo >/dev/null; then sudo="sudo -n"; else sudo=; fi
-$sudo dd of="$into.import" bs=64K iflag=fullblock conv=sparse 2>/dev/null
-got=$(stat -c %s "$into.import")
-if [ "$got" -eq "$size" ]; then
-    if [ -f "$into" ]; then mv "$into" "$into.revision"; fi
-    mv "$into.import" "$into"
-    printf '0\\0'
-else
-    rm -f "$into.import"
-    said='not enough data (copied %s bytes, expected %s bytes)'
-    printf "2\\\\0QubesException\\\\0\\\\0$said\\\\0" "$got" "$size"
-fi
-"""
-
-QUERY = """#!/bin/sh
-# The real qubesd-query, whose socket the real import script names by its place on Qubes.
-for word do
-    shift
-    [ "$word" != /var/run/qubesd.internal.sock ] || word={socket}
-    set -- "$@" "$word"
-done
-exec {python} -P {tool} "$@"
-"""
+from tests.qubes.import_scripts import IMPORT, QUERY
 
 
 class Refusal(Exception):
@@ -125,12 +98,13 @@ class Qubesd:
         self._thread.join(10)
         self._server.close()
 
-    @property
-    def a_device(self) -> str:
-        """A line of one that is given for good, as this release writes it."""
-        return "dom0+00_14.0 " + (
-            "persistent=yes\n" if self.release == "4.2" else "required=True\n"
-        )
+    def a_device(self, qube: str = "work") -> str:
+        """A line of one that is given to a qube for good, as this release writes it."""
+        if self.release == "4.2":
+            return "dom0+00_14.0 persistent=yes\n"
+        device = "0x8086:0xa0ed::p0c0330"
+        port = "port_id='00_14.0' devclass='pci' backend_domain='dom0' mode='required'"
+        return f"dom0+00_14.0:{device} device_id='{device}' {port} frontend_domain='{qube}'\n"
 
     def add(
         self,

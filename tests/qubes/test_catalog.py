@@ -84,14 +84,13 @@ def test_what_is_backed_up_and_what_is_left_out(
     assert (
         "callback" in reasons["strange/private"]
         and "include_in_backups" in reasons["off"]
-        and "backup qube" in reasons["sd-backup"]
+        and "backup VM" in reasons["sd-backup"]
     )
     assert cli.main(["--config", str(tmp_path / "agent.toml"), "volumes"]) == 0
     assert "left out: a disposable keeps nothing" in capsys.readouterr().out
     assert cli.main(["--config", str(tmp_path / "agent.toml"), "volumes", "--json"]) == 0
-    assert (
-        len(json.loads(capsys.readouterr().out)["skipped"]) == 3
-    )  # nobody in particular asks: the backup VM is there too
+    # Nobody in particular asks: the backup VM is there too.
+    assert len(json.loads(capsys.readouterr().out)["skipped"]) == 3
 
 
 def test_lists_by_name_and_tag(machine: Qubesd, tmp_path: Path) -> None:
@@ -318,7 +317,8 @@ def test_the_machine_that_qubes_itself_tests_with(
                 not in mock.qubesd_call(qube.name, "admin.vm.volume.Info", "private")
                 .decode()
                 .splitlines()
-            ):  # 4.2's says so of every volume
+            ):
+                # 4.2's says so of every volume.
                 assert reasons.get(qube.name) or "not kept" in reasons[name]
             elif not reasons.get(qube.name):
                 assert found[name].vid == f"vm-{qube.name}-private"

@@ -74,18 +74,27 @@ def test_those_of_4_2_are_given_on_4_3_and_not_the_other_way(
 
 
 def test_the_real_qubes_understands_what_is_assigned(machine: Callable[[str], Qubesd]) -> None:
-    """By the class with which qubesd of 4.3 reads an assignment, and writes one."""
-    if importlib.util.find_spec("qubesadmin.device_protocol") is None:
-        elsewhere("qubesadmin of Qubes OS 4.3 is not here: make test-qubes QUBES=FOLDER")
+    """By the classes with which qubesadmin, and qubesd of 4.3, too, read an assignment."""
+    if importlib.util.find_spec("qubesadmin.devices") is None:
+        elsewhere("the real qubesadmin is not here: make test-qubes QUBES=FOLDER")
+    newer = importlib.util.find_spec("qubesadmin.device_protocol") is not None
+    work = machine("4.3" if newer else "4.2").qubes["work"]
+    lines = {"pci": [OLD, NEW] if newer else [OLD]}
+    settings = QubeSettings("work", "AppVM", "red", None, None, devices=lines)
+    assert given(settings) == [None] * len(lines["pci"])
+    app = connect()
+    devices = app.domains["work"].devices["pci"]
+    if not newer:
+        (read,) = devices.assignments(persistent=True)
+        assert (str(read.backend_domain), read.ident) == ("dom0", "00_14.0")
+        assert read.options == {"no-strict-reset": "True"}
+        return
     protocol = importlib.import_module("qubesadmin.device_protocol")
-    work = machine("4.3").qubes["work"]
-    lines = {"pci": [OLD, NEW]}
-    assert given(QubeSettings("work", "AppVM", "red", None, None, devices=lines)) == [None, None]
-    domains = connect().domains
-    devices = ("*", "0x8086:0xa0ed::p0c0330")
-    for line, device in zip(work.devices["pci"].splitlines(), devices, strict=True):
+    for line, device in zip(
+        work.devices["pci"].splitlines(), ("*", "0x8086:0xa0ed::p0c0330"), strict=True
+    ):
         identity, _, payload = line.partition(" ")
-        expected = protocol.VirtualDevice.from_qarg(identity, "pci", domains)
+        expected = protocol.VirtualDevice.from_qarg(identity, "pci", app.domains)
         read = protocol.DeviceAssignment.deserialize(payload.encode(), expected_device=expected)
         assert (read.port_id, read.device_id, read.devclass) == ("00_14.0", device, "pci")
         assert read.mode.value == "required" and read.options == {"no-strict-reset": "True"}

@@ -152,7 +152,7 @@ def test_what_qubesd_does_not_tell_is_not_recorded_as_nothing(
 
 def test_named_disposables_are_kept_and_made_again(machine: Qubesd, tmp_path: Path) -> None:
     usb = machine.add("sys-usb", "DispVM", "p", auto_cleanup=(False, "bool", "False"))
-    usb.devices["pci"] = machine.a_device
+    usb.devices["pci"] = machine.a_device("sys-usb")
     machine.add("disp7", "DispVM", "p")
     config = tmp_path / "agent.toml"
     config.write_text('state_dir = "state"\ncatalog = "qubes"\n[qubes]\ndom0_config = []\n')

@@ -7,6 +7,7 @@ import ast
 import asyncio
 import importlib
 import importlib.util
+import itertools
 import os
 import shutil
 import subprocess
@@ -120,6 +121,24 @@ def test_by_the_real_parser(real: None) -> None:
             found = "deny"
         found = found.removesuffix("Resolution").lower()
         assert found == expected, (service, argument, source, target)
+
+
+TARGETS = [*TAGS, "dom0", "@adminvm", "@default", "gone", "@dispvm", "@dispvm:work"]
+
+
+@pytest.mark.parametrize("argument", ["", "config", "private", "work+private+20261123-061500"])
+def test_the_plain_reading_decides_as_the_real_parser(real: None, argument: str) -> None:
+    """Every call of every qube: it stands for the engine where calls go all the way."""
+    exc = importlib.import_module("qrexec.exc")
+    lines = policy.read(OF_4_2) * is_4_2() + policy.read(FILE)
+    services = sorted({line.service.removeprefix("sparsebak.") for line in lines} | {"Other"})
+    for service, source, target in itertools.product(services, TAGS, TARGETS):
+        try:
+            found = type(evaluated(service, argument, source, target)).__name__
+        except exc.AccessDenied:
+            found = "deny"
+        plain = policy.decide(lines, TAGS, f"sparsebak.{service}", argument, source, target)
+        assert plain == found.removesuffix("Resolution").lower(), (service, source, target)
 
 
 def evaluated(service: str, argument: str, source: str, target: str) -> Any:

@@ -46,9 +46,8 @@ def test_a_whole_machine(qubes: QubesSite) -> None:
         ).stored
         == 0
     )
-    assert (
-        next(done for done in report.done if done.volume == "settings").stored == 0
-    )  # nothing in them changed
+    # Nothing in them changed.
+    assert next(done for done in report.done if done.volume == "settings").stored == 0
     assert qubes.scrubbed() == []
 
 
@@ -182,9 +181,8 @@ def test_a_qube_that_is_gone_comes_back(qubes: QubesSite) -> None:
         "blue",
         "777",
     )
-    assert (
-        made.properties["netvm"][2] == "" and made.properties["kernelopts"][2] == ""
-    )  # what gives it more is not set
+    # What gives it more is not set.
+    assert made.properties["netvm"][2] == "" and made.properties["kernelopts"][2] == ""
     assert made.features == {"menu-items": "firefox.desktop"}
     assert made.notes == ("mind the gap" if qubes.qubesd.release != "4.2" else "")  # 4.3's
     assert "sparsebak" in made.tags and "precious" not in made.tags

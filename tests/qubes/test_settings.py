@@ -72,12 +72,12 @@ def test_what_is_no_document_is_refused(raw: bytes) -> None:
 
 def test_nothing_changed_means_the_same_bytes(qubesd: Qubesd) -> None:
     qubesd.pools["p"] = {"driver": "file-reflink", "dir_path": "/x"}
-    work = qubesd.add("work", "AppVM", "p")
-    work.devices["pci"] = qubesd.a_device
+    work, device = qubesd.add("work", "AppVM", "p"), qubesd.a_device()
+    work.devices["pci"] = device
     first = collect("work")
     assert collect("work") == first
     settings = from_bytes(first)
-    assert settings.template == "fedora" and settings.devices == {"pci": [qubesd.a_device.strip()]}
+    assert settings.template == "fedora" and settings.devices == {"pci": [device.strip()]}
     assert settings.firewall == ["action=accept"] and "memory" not in settings.properties
 
 
@@ -103,7 +103,7 @@ def test_settings_of_a_qube_that_exists_wait_to_be_applied(
     work = qubes.qubesd.qubes["work"]
     work.properties |= {"memory": (False, "int", "777"), "kernelopts": (False, "str", "debug")}
     work.features["service.cups"] = "1"
-    work.devices["pci"] = qubes.qubesd.a_device
+    work.devices["pci"] = qubes.qubesd.a_device()
     work.firewall = "action=drop\n"
     work.tags.add("precious")
     qubes.backup()
@@ -148,7 +148,7 @@ def test_settings_of_a_qube_that_exists_wait_to_be_applied(
         and "precious" in work.tags
         and work.firewall == "action=drop\n"
     )
-    assert work.devices == {"pci": qubes.qubesd.a_device}
+    assert work.devices == {"pci": qubes.qubesd.a_device()}
     capsys.readouterr()
     assert agent(qubes, "settings", "show", "work") == 0
     assert "already" in capsys.readouterr().out
@@ -277,6 +277,13 @@ def test_dom0s_configuration_is_read_seldom_by_the_timer(qubes: QubesSite, tmp_p
     assert collect_command(qubes, "--due") == 0 and kept.read_bytes() != first
     file.write_text("three\n")
     assert collect_command(qubes) == 0 and b"three" in kept.read_bytes()
+    # saved while the clock was ahead: nobody knows when
+    file.write_text("four\n")
+    for path in (kept, kept.with_name("work.settings")):
+        os.utime(path, (time.time() + 2 * 3600,) * 2)
+    qubes.write_down()
+    assert {"dom0/config", "work/settings"} <= names(qubes)
+    assert collect_command(qubes, "--due") == 0 and b"four" in kept.read_bytes()
 
 
 def test_without_the_package_there_are_no_settings(

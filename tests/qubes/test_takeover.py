@@ -95,9 +95,8 @@ def test_a_new_dom0_goes_on_with_the_archive(
                 qubes.apply("work")
     assert qubes.contents() == before
     done = {f"{one.qube}/{one.volume}": one.stored for one in qubes.backup().done}
-    assert (
-        done["work/private"] == 0 and done["vault/private"] == 0
-    )  # all was looked at, nothing sent
+    # All was looked at, nothing sent.
+    assert done["work/private"] == 0 and done["vault/private"] == 0
     assert len(qubes.images()) == 3
 
 
@@ -191,10 +190,11 @@ def test_a_file_that_is_not_what_it_should_be(
         except Refused:
             assert not (site.state / "archives").exists()
             continue
+        # Its label and time are only told.
         told, true = (
             found.untrusted_entry,
             adoption.read(keys).untrusted_entry,
-        )  # its label and time are only told
+        )
         assert (told.archive, told.mode, told.suite, told.chunk_size) == (
             true.archive,
             true.mode,

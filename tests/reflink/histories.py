@@ -177,9 +177,8 @@ class History:
             group = self.rng.randrange(max(1, blocks // 32)) * 32
             start, count = group + self.rng.randrange(1, 31), self.rng.choice([1, 8, 16])
             to = group + self.rng.randrange(31)
-        elif (
-            self.rng.randrange(2) == 0
-        ):  # one or the other part of an extent that a third file has whole
+        elif self.rng.randrange(2) == 0:
+            # One or the other part of an extent that a third file has whole.
             os.close(source)
             source = os.open(self.other, os.O_RDONLY)
             start, count, to = self.rng.randrange(2) * 16, 16, self.rng.randrange(2) * 16

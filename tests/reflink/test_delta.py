@@ -276,9 +276,8 @@ def test_a_snapshot_holds_what_was_overwritten_since(reflink_folder: Path) -> No
     source.snapshot(1)
     assert held(source) == 0
     with open(image, "r+b") as file:
-        file.write(
-            os.urandom(SIZE)
-        )  # all of it: Btrfs keeps an extent whole as long as any of it is used
+        # All of it: Btrfs keeps an extent whole as long as any of it is used.
+        file.write(os.urandom(SIZE))
         os.fsync(file.fileno())
     subprocess.run(["sync", "-f", image], check=True)
     assert held(source) == SIZE

@@ -47,4 +47,6 @@ def main(how: str, fatal: int, count: Path, words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]))
+    ended = main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
+    sys.stdout.flush()
+    os._exit(ended)  # as the command itself does: threads of a store's client may abort it else

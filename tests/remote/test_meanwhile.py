@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ def test_what_another_machine_prunes_is_not_called_damaged(
     for turn in range(POINTS):
         url = stored(built, server, monkeypatch)
         point = random.Random(f"{name} {turn}").randrange(1, asked[0] + 1)
-        with interfered(point, lambda url=url: elsewhere(tmp_path, lambda: prunes(url))):  # type: ignore[misc]
+        with interfered(point, partial(elsewhere, tmp_path, partial(prunes, url))):
             code, out, err = meanwhile.run(commands, built, one)
         if "it has been rebuilt" in err:  # it is not in the cache yet
             err = err.split("\n", 1)[1]

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import opening
+from backup_vm.archive import notes, noting, opening
+from backup_vm.archive.naming import NOTES_FILE
 from backup_vm.archive.opening import open_archive
 from backup_vm.archive.prune import Pruned, prune
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archive.storage.objects import Entry
 from backup_vm.archive.storage.remote import RemoteStorage
-from backup_vm.errors import ForbiddenError
+from backup_vm.errors import ForbiddenError, NoRoomError
 from tests.kit import GRAIN, Site
 from tests.remote.stores import Slow
 
@@ -39,6 +40,8 @@ class Watched(Slow):
         super().__init__(folder, 0.02)
         self.uploads = self.most_uploads = self.changes = 0
         self.last: int | None = None
+        self.full = False
+        """Whether there is no room for packs and notes."""
         self.keeps = False
         """Whether packs may not be removed."""
         self._mine = threading.Lock()
@@ -61,6 +64,8 @@ class Watched(Slow):
                 self.uploads -= upload
 
     def put(self, name: str, source: Path, old: Entry | None = None) -> str:
+        if self.full and name.startswith(("packs/", NOTES_FILE)):
+            raise NoRoomError("HOST cannot store more")
         with self._change(name, True):
             return super().put(name, source, old)
 
@@ -118,6 +123,62 @@ def test_packs_are_written_again_several_at_once(site: Site, store: Watched) -> 
     done, warnings = pruned()
     assert warnings == [] and store.most_uploads > 1
     assert done.space == before - size(site) > 2 * PACKS * GRAIN
+    sound(site)
+
+
+def test_where_there_is_no_room_for_it_that_is_said_and_done_later(
+    site: Site, store: Watched
+) -> None:
+    """Not what keeps every run from beginning, which finds a reclaim that has not ended."""
+    before, store.full = size(site), True
+    done, (said,) = pruned()
+    assert "want of room" in said and "HOST cannot store more" in said and done.space == 0
+    assert size(site) == before
+    sound(site)
+    for _ in range(2):
+        done, (said,) = pruned()
+        assert "want of room" in said
+    store.full = False
+    done, warnings = pruned()
+    assert warnings == [] and done.space == before - size(site) > 2 * PACKS * GRAIN
+    sound(site)
+
+
+def test_where_there_is_no_room_at_all_the_newest_session_can_be_removed(
+    site: Site, store: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written for that, not even a lease; nor is anything else begun without one."""
+    before = size(site)
+
+    def refuse(*_: object, **__: object) -> str:
+        raise NoRoomError("HOST cannot store more")
+
+    with monkeypatch.context() as full:
+        for name in ("put", "make", "put_small"):
+            full.setattr(store, name, refuse)
+        with pytest.raises(NoRoomError), open_archive(URL, True, "backup"):
+            pass
+        with open_archive(URL, True, "prune") as archive:
+            (series,) = archive.sessions().values()
+            done = prune(archive, series[-1:])
+    assert (done.sessions, done.space) == (1, before - size(site)) and done.space > PACKS * GRAIN
+    assert len(site.images()) == 1 and site.scrubbed() == []
+
+
+def test_notes_of_what_was_removed_stay_where_there_is_no_room(site: Site, store: Watched) -> None:
+    """The prune is done by then; the next one removes them."""
+    with open_archive(URL, True) as archive:
+        ((old, new),) = archive.sessions().values()
+        for session in (old, new):
+            noting.checked(archive.storage, True, session.clear.session)
+    store.full = True
+    done, (said,) = pruned()
+    assert done.sessions == 1 and "want of room" in said
+    both = {session.clear.session.hex() for session in (old, new)}
+    assert notes.load(RemoteStorage(URL, store)).verified.keys() == both
+    store.full = False
+    pruned()
+    assert notes.load(RemoteStorage(URL, store)).verified.keys() == {new.clear.session.hex()}
     sound(site)
 
 

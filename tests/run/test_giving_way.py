@@ -132,7 +132,7 @@ def test_a_volume_waits_for_its_own_delta_only(
         fill(site.image(name), 1 << 18)
     site.backup()
     seen: list[str] = []
-    original = Rotation.fold
+    original = Rotation.replace_base
 
     def slow(self: Rotation, number: int) -> int:
         for name in names:
@@ -143,7 +143,7 @@ def test_a_volume_waits_for_its_own_delta_only(
                 seen.append(name)
         return original(self, number)
 
-    monkeypatch.setattr(Rotation, "fold", slow)
+    monkeypatch.setattr(Rotation, "replace_base", slow)
     for name in names:
         fill(site.image(name), 1 << 18, 7)
     outcomes = site.monitor()

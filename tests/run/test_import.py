@@ -82,19 +82,19 @@ def test_what_was_begun_with_other_entries_is_begun_again(built: Site) -> None:
     drop(built, target, 1)
     with built.open() as source, built.open(True, target) as archive:
         (series,) = source.sessions().values()
-        store = PackWriter(archive)
-        first = Incoming(archive, store, series[1].record, NO_BASE, 0, b"1" * 16)
+        writer = PackWriter(archive)
+        first = Incoming(archive, writer, series[1].record, NO_BASE, 0, b"1" * 16)
         for number in range(3):
             first.take(Entry(number, bytes([number + 1]) * 32, b"sealed"))
-        store.flush()
+        writer.flush()
         first.close()
-        assert Incoming(archive, store, series[1].record, NO_BASE, 0, b"1" * 16).position == 3, (
+        assert Incoming(archive, writer, series[1].record, NO_BASE, 0, b"1" * 16).position == 3, (
             "resumed"
         )
-        again = Incoming(archive, store, series[1].record, NO_BASE, 0, b"2" * 16)
-        assert again.position == 0 and not store.holds(b"\x01" * 32)
+        again = Incoming(archive, writer, series[1].record, NO_BASE, 0, b"2" * 16)
+        assert again.position == 0 and not writer.holds(b"\x01" * 32)
         again.close()
-        store.close()
+        writer.close()
     with built.open() as source:
         assert copy(source, str(target), Progress()).sessions >= 1
     assert images(built, target) == before

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -171,7 +172,7 @@ def test_a_scrub_of_what_is_read_only_here(
         assert err.count("\n") == 1, err  # that it was not noted, and nothing is wrong
     for what, loss in LOSSES.items():
         put_back(scene)
-        with interfered(5, lambda loss=loss: loss(scene.site.archive)):  # type: ignore[misc]
+        with interfered(5, partial(loss, scene.site.archive)):
             code, out, err = meanwhile.run(commands, scene, one)
         assert code == Exit.DAMAGED, (what, out, err)
 

@@ -59,9 +59,8 @@ def test_rules_say_what_stays_and_why(commands: Commands, monkeypatch: pytest.Mo
     assert "no rule keeps it" in text and "daily 2" in text and "would be removed" in text
     done = commands.keyed("prune", "work", "--keep-daily", "3", "--keep-last", "2")
     assert done["removed"] == plan["removed"] and commands.names() == list(kept)
-    assert done["freed"] == pytest.approx(
-        plan["freed"], rel=0.02
-    )  # packs that go have an index, too
+    # Packs that go have an index, too.
+    assert done["freed"] == pytest.approx(plan["freed"], rel=0.02)
     assert site.images() == {name: images[name] for name in kept}
     assert site.scrubbed() == []
     assert commands.keyed("prune", "--keep-daily", "3", "--keep-last", "2")["removed"] == []

@@ -171,6 +171,67 @@ def test_damage_is_for_what_needs_it(tmp_path: Path) -> None:
     assert done.returncode == 1 and "is missing" in done.stderr
 
 
+@pytest.mark.parametrize("kind", ["damaged", "fifo"])
+def test_no_older_session_is_the_latest(tmp_path: Path, kind: str) -> None:
+    """Of the volume whose newest one is damaged; it must be named."""
+    site = Site(tmp_path / "site", sealed=False, volumes=("work/private", "vault/root"))
+    for _ in range(2):
+        for seed, name in enumerate(site.volumes):
+            fill(site.image(name), 5 * GRAIN, seed)
+            change(site.image(name), random.Random(site.image(name).stat().st_mtime_ns))
+        site.backup()
+    images = site.images()
+    names, target = sorted(images), tmp_path / "image"
+    last = max(site.archive.glob(f"volumes/{volume_of(site)}/*.session"))
+    raw = last.read_bytes()
+    last.unlink()
+    if kind == "fifo":
+        os.mkfifo(last)
+    else:
+        last.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    words = ("assemble", "work/private", "latest", str(target))
+    done = read(site, site.archive, *words)
+    assert done.returncode == 1 and not target.exists(), done.stderr
+    assert str(last) in done.stderr and f"before it: {names[0]}" in done.stderr
+    done = read(site, site.archive, *words[:2], names[0], str(target))
+    assert done.returncode == 0 and target.read_bytes() == images[names[0]]
+    other = read(site, site.archive, "assemble", "vault/root", "latest", str(tmp_path / "other"))
+    assert other.returncode == 0 and (tmp_path / "other").read_bytes() == site.contents(
+        "vault/root"
+    )
+
+
+def test_copies_beside_sessions_are_no_sessions(site: Site, tmp_path: Path) -> None:
+    """Of a program that synchronises folders, say; one that is older than a prune, or damaged."""
+    for seed in range(3):
+        fill(site.image(), 5 * GRAIN + seed)
+        site.backup()
+    images, folder = site.images(), site.archive / "volumes" / volume_of(site)
+    files = sorted(folder.glob("*.session"))
+    for file in (files[0], files[2]):
+        (folder / f"{file.stem} (conflicted copy).session").write_bytes(file.read_bytes())
+    (folder / f"{files[2].stem} (2).session").write_bytes(b"x")
+    (folder / f"._{files[2].name}").write_bytes(b"\0\5\26\7\0\2")
+    with site.open(True) as archive:
+        prune(archive, [next(iter(archive.sessions().values()))[1]])
+    listed = [line.split()[1] for line in read(site, site.archive, "list").stdout.splitlines()]
+    assert listed == [name for at, name in enumerate(sorted(images)) if at != 1]
+    for at, name in enumerate([*listed, "latest"]):
+        target = tmp_path / f"image-{at}"
+        done = read(site, site.archive, "assemble", "work/private", name, str(target))
+        assert done.returncode == 0, done.stderr
+        assert target.read_bytes() == images[max(images) if name == "latest" else name]
+    files[2].write_bytes(files[0].read_bytes())
+    done = read(site, site.archive, "assemble", "work/private", "latest", str(tmp_path / "none"))
+    assert done.returncode == 1 and f"it holds {files[0].name}" in done.stderr
+
+
+def volume_of(site: Site, name: str = "work/private") -> str:
+    with site.open() as archive:
+        keys = site.keys(archive)
+        return keys.volume_id(*name.split("/")).hex()
+
+
 @pytest.mark.parametrize("kind", ["fifo", "endless", "huge", "folder"])
 def test_parameters_that_are_no_small_regular_file(site: Site, tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "archive"

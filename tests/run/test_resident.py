@@ -335,7 +335,9 @@ def test_sockets_are_the_owners_in_any_folder(site: Site) -> None:
     before = os.umask(0)
     try:
         with resident(site):
-            for path in (site.root / "sockets").iterdir():
-                assert path.stat().st_mode & 0o077 == 0
+            modes = {
+                path.name: path.stat().st_mode & 0o077 for path in (site.root / "sockets").iterdir()
+            }
+            assert modes == {f"sparsebak.{service}": 0 for service in SERVICES}
     finally:
         os.umask(before)

@@ -150,7 +150,7 @@ def calls(site: Site) -> dict[str, Callable[[], object]]:
 
 
 def monitored(site: Site) -> None:
-    """Walk the snapshots on; what another call works on is left for the next time."""
+    """Replace the base snapshots; what another call works on is left for the next time."""
     config = load(site.config)
     keyring = Keyring(config.state_dir)
     outcomes = list(monitor(config.state_dir, list(open_catalog(config).volumes()), keyring))

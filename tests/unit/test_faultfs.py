@@ -91,5 +91,20 @@ def test_a_read_only_one_can_be_read(faultfs: FaultFS) -> None:
     (faultfs.path / "one").write_bytes(b"contents")
     faultfs.read_only()
     assert (faultfs.path / "one").read_bytes() == b"contents"
-    with pytest.raises(OSError, match="Read-only"):
-        (faultfs.path / "two").write_bytes(b"")
+    one, two = faultfs.path / "one", faultfs.path / "two"
+    for change in (
+        lambda: two.write_bytes(b""),
+        lambda: os.close(os.open(one, os.O_RDWR)),
+        lambda: one.rename(two),
+        lambda: two.hardlink_to(one),
+        lambda: two.symlink_to(one),
+        lambda: one.chmod(0o600),
+        lambda: os.chown(one, 1, 1),
+        lambda: os.utime(one),
+        lambda: os.truncate(one, 0),
+        lambda: one.unlink(),
+        lambda: two.mkdir(),
+    ):
+        with pytest.raises(OSError, match="Read-only"):
+            change()
+    assert os.listdir(faultfs.path) == ["one"] and one.read_bytes() == b"contents"

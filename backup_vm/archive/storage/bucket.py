@@ -202,7 +202,7 @@ class Bucket:
         if status < 300:
             return raw
         text = f"status code: {status} {reason}\n{raw.decode(errors='replace')}"
-        raise refusals.failure(text, name or "")
+        raise refusals.failure(text, name or "", lambda: self._ahead if self._answered else None)
 
     def _send(self, request: Request) -> tuple[int, str, bytes]:
         """Status, its words, and the body of the answer; raise Unreachable, SparsebakError."""

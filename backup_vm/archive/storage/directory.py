@@ -76,9 +76,8 @@ class Directory(Files):
                     for name, _ in self._beneath.entries(inner):
                         found[f"{inner}/{name}"] = 0, ""
             except DamagedError:
-                if (
-                    volume
-                ):  # it must not look as if it had no sessions, or their chunks would be freed
+                if volume:
+                    # It must not look as if it had no sessions: their chunks would be freed.
                     found[f"{inner}/{_UNSEEN}"] = -1, ""
                     continue
                 raise

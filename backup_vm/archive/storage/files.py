@@ -71,9 +71,9 @@ def rename(folder: int, name: str) -> None:
     ours = {"src_dir_fd": folder, "dst_dir_fd": folder}
     try:
         os.replace(name + TEMPORARY, name, **ours)
-    except (
-        FileExistsError
-    ):  # some FUSE file systems replace nothing: a crash between these leaves the old one aside
+    except FileExistsError:
+        # Some FUSE file systems replace nothing: a crash between these two leaves the old file
+        # aside.
         os.replace(name, name + ASIDE, **ours)
         os.replace(name + TEMPORARY, name, **ours)
         os.unlink(name + ASIDE, dir_fd=folder)

@@ -22,8 +22,8 @@ PATIENCE = 60.0
 """Seconds of waiting, in delays and for answers that did not come, after which a place is given up.
 """
 DOUBT = 2.0
-"""The same for a refusal that looks like a wrong address, while nothing has ever come from the
-place in this run.
+"""Seconds of waiting after a refusal that looks like a wrong address, while nothing has ever come
+from the place in this run.
 """
 SILENCE = 30.0
 """Seconds without a byte in either direction after which a request is given up."""
@@ -31,7 +31,7 @@ _DEEPEST = 4
 _LONGEST = 200
 """Bytes of one part of a name, so that it can be one of a copy here, with a checksum."""
 SILENCE_AFTER = 5.0
-"""The same once a place has been given up."""
+"""Seconds without a byte, once a place has been given up."""
 Result = TypeVar("Result")
 
 

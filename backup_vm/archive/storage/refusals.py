@@ -6,14 +6,17 @@ What waiting cannot help is final; everything is one sentence with the store's o
 """
 
 import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from backup_vm.archive.storage.objects import Overloaded, Unreachable
-from backup_vm.errors import ForbiddenError, SparsebakError
+from backup_vm.errors import ForbiddenError, NoRoomError, SparsebakError
 
 _KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 _REGION = "set AWS_REGION to the bucket's region{region}, and AWS_ENDPOINT_URL to its endpoint"
-_ROOM = "prune old sessions, or have the quota raised"
 _HINTS = {
     "NoSuchBucket": "make the bucket first, or correct the URL",
     "InvalidBucketName": "correct the bucket's name in the URL",
@@ -25,13 +28,13 @@ _HINTS = {
     "AllAccessDisabled": "the credentials do not allow this",
     "AuthorizationHeaderMalformed": _REGION,
     "PermanentRedirect": _REGION,
+    "TemporaryRedirect": _REGION,
     "IllegalLocationConstraintException": _REGION,
-    "QuotaExceeded": _ROOM,
-    "InsufficientStorage": _ROOM,
-    "XMinioStorageFull": _ROOM,
-    "XMinioAdminBucketQuotaExceeded": _ROOM,
     "EntityTooLarge": "the store takes only smaller objects",
 }
+_FULL = frozenset(
+    ("QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded")
+)
 _PASSING = frozenset(
     ("SlowDown", "RequestTimeout", "OperationAborted", "BadDigest", "IncompleteBody")
     + ("XAmzContentSHA256Mismatch", "TooManyRequests", "InternalError", "ServiceUnavailable")
@@ -102,20 +105,48 @@ def parse(text: str) -> Said:
     )
 
 
-def failure(text: str, name: str) -> Exception:
+def failure(text: str, name: str, ahead: Callable[[], float | None]) -> Exception:
     """The exception to raise for an error's text; ``name`` of the object that was asked for, empty
-    for a listing.
+    for a listing. ``ahead``: by how many seconds our clock is ahead of the store's, if that is
+    known; asked where the store refuses for the time.
     """
     said = parse(text)
     if not said.status and not said.code:
         return _not_reached(text)
+    if said.code in _FULL:  # with a status that forbids, in some stores
+        return NoRoomError(f"the object store refuses: {said}")
     if said.code in _PASSING or (said.status in _PASSING_STATUS and said.code not in _HINTS):
         return Overloaded(str(said))
+    if said.code == "RequestTimeTooSkewed":
+        return _skewed(said, ahead)
     if said.status == 404 and name and said.code != "NoSuchBucket":
         return FileNotFoundError(f"{name}: {said}")
     hint = _HINTS.get(said.code, "").format(region=f" ({said.region})" if said.region else "")
     kind = ForbiddenError if said.status in (401, 403) else SparsebakError
     return kind(f"the object store refuses: {said}", hint)
+
+
+def _skewed(said: Said, ahead: Callable[[], float | None]) -> SparsebakError:
+    """A clock that is off: no key helps, and no waiting."""
+    off = None
+    with suppress(ValueError):
+        there = datetime.fromisoformat(said.server_time)
+        off = time.time() - there.replace(tzinfo=there.tzinfo or UTC).timestamp()
+    off = ahead() if off is None else off
+    amount = ""
+    if off is not None and abs(off) >= 60:
+        amount = f"{_duration(abs(off))} {'ahead' if off > 0 else 'behind'}, "
+    return SparsebakError(
+        f"this machine's clock is {amount}too far off: the object store refuses ({said})",
+        "set the clock, then try again",
+    )
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if not hours:
+        return f"{minutes} min"
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
 
 
 def _not_reached(text: str) -> Exception:

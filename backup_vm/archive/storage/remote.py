@@ -6,6 +6,7 @@ cache (``cache``) copies of them and what belongs to this machine.
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar
 
@@ -163,7 +164,7 @@ class RemoteStorage(Storage):
         now = max(self.locks().list().values(), default=0.0) if wanted else 0.0
         found: dict[str, float] = {}
         for folder in {name.rpartition("/")[0] for name in wanted} if now else ():
-            times = self._place.ask(lambda folder=folder: self._objects.times(folder))  # type: ignore[misc]
+            times = self._place.ask(partial(self._objects.times, folder))
             found |= {f"{folder}/{last}": now - at for last, at in times.items()}
         return {name: age for name, age in found.items() if name in wanted}
 
@@ -274,7 +275,7 @@ class RemoteStorage(Storage):
     def remove(self, *names: str) -> None:
         for name in names:
             self.check()
-            self._place.ask(lambda name=name: self._objects.delete(name))  # type: ignore[misc]
+            self._place.ask(partial(self._objects.delete, name))
             self._inventory.removed(name)
             self._cache.forget(name)
 

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -75,10 +75,8 @@ class ObjectStore(Objects):
             options["allow_http"] = True
         if bundle := os.environ.get("AWS_CA_BUNDLE"):
             options["root_certificate"] = Path(bundle).expanduser().read_bytes()
-        retry: Any = {
-            "max_retries": 0,
-            "retry_timeout": timedelta(seconds=30),
-        }  # we do that ourselves
+        # The client repeats nothing: storage/objects does.
+        retry: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=30)}
         try:
             self._store: Any = from_url(url, client_options=options, retry_config=retry)
         except Exception as error:  # what it raises for a bad URL is of many kinds
@@ -88,23 +86,8 @@ class ObjectStore(Objects):
     def _run(self, request: "Coroutine[Any, Any, Result]", name: str = "") -> Result:
         try:
             return REQUESTS.run(request)
-        except FileNotFoundError as error:
-            raise self._known(refusals.failure(str(error), name), str(error)) from None
-        except (self._errors.BaseError, PermissionError) as error:
-            raise self._known(refusals.failure(str(error), name), str(error)) from None
-
-    def _known(self, failure: Exception, text: str) -> Exception:
-        said = refusals.parse(text)
-        if said.code != "RequestTimeTooSkewed":
-            return failure
-        off = _ahead(said.server_time, self._url)
-        amount = ""
-        if off is not None and abs(off) >= 60:
-            amount = f"{_duration(abs(off))} {'ahead' if off > 0 else 'behind'}, "
-        return SparsebakError(
-            f"this machine's clock is {amount}too far off: the object store refuses ({said})",
-            "set the clock, then try again",
-        )
+        except (FileNotFoundError, self._errors.BaseError, PermissionError) as error:
+            raise refusals.failure(str(error), name, lambda: _ahead(self._url)) from None
 
     @override
     def list(self) -> list[tuple[str, Entry]]:
@@ -306,12 +289,8 @@ def _entry(meta: Any) -> Entry:
     return Entry(int(meta["size"]), str(meta["e_tag"] or meta["last_modified"]))
 
 
-def _ahead(server_time: str, url: str) -> float | None:
+def _ahead(url: str) -> float | None:
     """Seconds by which our clock is ahead of the store's; None where that cannot be had."""
-    now = time.time()
-    with suppress(ValueError):
-        there = datetime.fromisoformat(server_time)
-        return now - there.replace(tzinfo=there.tzinfo or UTC).timestamp()
     with suppress(Exception):  # whatever it may be: the amount is a courtesy
         import email.utils
         import urllib.error
@@ -326,12 +305,5 @@ def _ahead(server_time: str, url: str) -> float | None:
                 date = answer.headers["Date"]
         except urllib.error.HTTPError as error:
             date = error.headers["Date"]
-        return now - email.utils.parsedate_to_datetime(date).timestamp()
+        return time.time() - email.utils.parsedate_to_datetime(date).timestamp()
     return None
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds / 60), 60)
-    if not hours:
-        return f"{minutes} min"
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"

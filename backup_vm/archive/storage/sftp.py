@@ -23,7 +23,7 @@ from backup_vm.archive.storage.room import Room
 from backup_vm.archive.storage.sftp_folders import MOST, Folders
 from backup_vm.archive.storage.sftp_protocol import Attributes, Client, Refused, text
 from backup_vm.archive.storage.ssh import Host
-from backup_vm.errors import ForbiddenError, SparsebakError, UsageError
+from backup_vm.errors import ForbiddenError, NoRoomError, SparsebakError, UsageError
 from common.override import override
 
 _UPLOADING, _WHOLE = ".uploading", ".whole"
@@ -165,7 +165,10 @@ class SftpHost(Objects):
 
     def _upload(self, client: Client, path: bytes, source: Path, size: int) -> str:
         """Have a whole file there, and durable as far as the server can; returns its version."""
-        handle = client.open(path, protocol.FOR_WRITING)
+        try:
+            handle = client.open(path, protocol.FOR_WRITING)
+        except Refused as error:
+            raise self._not_written(client, error) from None
         try:
             with open(source, "rb") as file:
                 client.write(handle, iter(lambda: file.read(protocol.BLOCK), b""))
@@ -193,11 +196,8 @@ class SftpHost(Objects):
         if space is not None and space.free < _ROOM:
             what, free = "the server's disk is full", f", {space.free} bytes are free"
         else:
-            what, free = "the server's disk is likely full, or a quota used up", ""
-        return SparsebakError(
-            f"{self._host.name} cannot store more: {what} ({error}{free})",
-            "make room there, or prune old sessions; what was stored is kept",
-        )
+            what, free = "the server's disk is likely full or read-only, or a quota used up", ""
+        return NoRoomError(f"{self._host.name} cannot store more: {what} ({error}{free})")
 
     @override
     def delete(self, name: str) -> None:
@@ -226,9 +226,18 @@ class SftpHost(Objects):
                 if error.code != protocol.FAILURE:
                     raise
                 # The answer of version 3 to all else, a name that exists among it: is it that?
-                client.ask(protocol.STAT, text(path), protocol.ATTRS)
+                try:
+                    client.ask(protocol.STAT, text(path), protocol.ATTRS)
+                except Refused as missing:
+                    if missing.code != protocol.NO_SUCH_FILE:
+                        raise
+                    raise self._not_written(client, error) from None
                 return False
-            self._fill(client, handle, raw)
+            try:
+                self._fill(client, handle, raw)
+            except (Refused, SparsebakError):  # an empty one would be somebody's who has begun
+                client.agreed(client.send(protocol.REMOVE, text(path)))
+                raise
         return True
 
     def _link(self, client: Client, path: bytes, raw: bytes) -> bool:
@@ -236,7 +245,10 @@ class SftpHost(Objects):
         False where that cannot be.
         """
         beside = path.rpartition(b"/")[0] + b"/probe-" + os.urandom(8).hex().encode()
-        handle = self._folders.create(client, beside, protocol.EXCLUSIVE)
+        try:
+            handle = self._folders.create(client, beside, protocol.EXCLUSIVE)
+        except Refused as error:  # for want of room: nothing has that name
+            raise self._not_written(client, error) from None
         try:
             self._fill(client, handle, raw)
         except (Refused, SparsebakError) as error:

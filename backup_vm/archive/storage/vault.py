@@ -85,10 +85,9 @@ class Vault:
         try:
             return self._place.ask(lambda: self._bucket.retain(name, until, version))
         except ForbiddenError as error:
-            raise ForbiddenError(
-                f"{name} could not be locked: {error}",
-                "the key must be allowed s3:PutObjectRetention",
-            ) from None
+            allow = "the key must be allowed s3:PutObjectRetention"
+            other = error.hint if "AccessDenied" not in str(error) else ""
+            raise ForbiddenError(f"{name} could not be locked: {error}", other or allow) from None
 
     def hold(self, names: Iterable[str]) -> Iterator[dict[str, int]]:
         """Lock these objects as they are now for the whole retention; yields until when, some at a

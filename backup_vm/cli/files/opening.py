@@ -63,7 +63,7 @@ def opened_volume(context: Context) -> "Iterator[tuple[Named, VolumeFiles]]":
 
 
 def told(context: Context, side: "Side") -> "Side":
-    """The same, after what must be known of it is said."""
+    """One session's files, after what must be known of them is said."""
     _tell_notes(context, side.files)
     return side
 
@@ -94,13 +94,12 @@ def _from_backup_vm(context: Context) -> "Iterator[SessionFiles]":
     from backup_vm.files.session import SessionFiles
     from backup_vm.jobs.granted import granted
     from backup_vm.jobs.lazy_image import ChunkCache
-    from common.text import session_name
 
     options = context.options
     there = granted(options.source, options.grant, options.volume)
     record = there.one(options.session, "files are")
     with Parser() as parser, closing(there.image(record, ChunkCache())) as image:
-        title = f"{record.name} at {session_name(record.time)}"
+        title = f"{record.name} at {there.title(record)}"
         yield SessionFiles(parser, image, title, options.partition)
 
 

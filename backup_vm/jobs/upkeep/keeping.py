@@ -89,9 +89,9 @@ def _told(row: KeptRow) -> Iterator[None]:
         _in_use(row, error)
     except DamagedError as error:
         row["state"] = str(State.DAMAGED)
-        row["problems"].append(_words(error))
+        row["problems"].append(error.line())
     except SparsebakError as error:
-        _failed(row, _words(error))
+        _failed(row, error.line())
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else row["location"]
         _failed(row, f"{where}: {error.strerror or error}")
@@ -100,7 +100,7 @@ def _told(row: KeptRow) -> Iterator[None]:
         if isinstance(found, LockedError):
             _in_use(row, found)
         else:
-            _failed(row, _words(found))
+            _failed(row, found.line())
     except Exception as error:
         # A mistake of ours that one archive brings to light: its owner must not be able to keep
         # all others from being kept. A signal may come as one, see ``interrupts``.
@@ -125,10 +125,6 @@ def _in_use(row: KeptRow, error: LockedError) -> None:
         row["problems"].append(f"in use {row['skipped']} times in a row: {error}")
     else:
         row["notes"].append(str(error))
-
-
-def _words(error: SparsebakError) -> str:
-    return f"{error} ({error.hint})" if error.hint else str(error)
 
 
 def _shown(lines: list[str]) -> list[str]:
@@ -171,7 +167,7 @@ def _prune(archive: Archive, task: Task, row: KeptRow) -> None:
         removal = Removal(archive, doomed, verdicts)
         done = removal.foreseen() if task.dry_run else removal.run()
     except DamagedError as error:  # it can be scrubbed and copied all the same
-        _damage(row, [_words(error)])
+        _damage(row, [error.line()])
         return
     _damage(row, list(done.refused))
     row["problems"] += held(verdicts)

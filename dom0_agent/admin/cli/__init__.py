@@ -2,7 +2,6 @@
 """``sparsebak-agent``: the few commands of dom0's administrator, one module each."""
 
 import argparse
-import importlib
 import importlib.util
 import os
 import re
@@ -14,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from common.memory import collect_rarely, keep_out_of_cores
-from common.parser import Parser as BaseParser
+from common.parser import Parser
 from common.text import printable
 from dom0_agent.admin import streams
 from dom0_agent.config import DEFAULT_PATH, ConfigError
@@ -88,23 +87,8 @@ def _user(text: str) -> str:
     return text
 
 
-class Parser(BaseParser):
-    """A parser whose --help and --version fail where they cannot be printed; argparse
-    ignores that.
-    """
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        if file is not sys.stdout:
-            super()._print_message(message, file)
-            return
-        file.write(message)
-        file.flush()
-
-
 def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The command line. Of the commands only those among ``words``, if any is, and none where they
-    ask for the version: to import the others takes time.
-    """
+    """The command line, with those commands that ``words`` need: see Parser.add_commands."""
     top = Parser(
         prog="sparsebak-agent",
         description="The dom0 side of sparsebak: keys of archives, snapshots, restored settings.",
@@ -114,11 +98,8 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         ),
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=top.prog)
     there = [name for name in COMMANDS if name not in OPTIONAL or _module_of(name)]
-    named = [name for name in there if name in words]
-    for name in named or ([] if words == ["--version"] else there):
-        importlib.import_module(f"dom0_agent.admin.cli.{name.replace('-', '_')}").add_to(commands)
+    top.add_commands("dom0_agent.admin.cli", there, words)
     _common(top, config=DEFAULT_PATH, unattended=False, quiet=False, verbose=False, json=False)
     return top
 
@@ -158,9 +139,9 @@ _COMMON: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
             "help": "never ask; where an answer would be needed, fail",
         },
     ),
-    (("-q", "--quiet"), {"action": "store_true", "help": "print errors only"}),
+    (("-q", "--quiet"), {"action": "store_true", "help": "print nothing but errors"}),
     (("-v", "--verbose"), {"action": "store_true", "help": "print more"}),
-    (("--json",), {"action": "store_true", "help": "print data as JSON, where there is any"}),
+    (("--json",), {"action": "store_true", "help": "print data as JSON, for programs"}),
 )
 
 

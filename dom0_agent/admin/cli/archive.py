@@ -208,27 +208,29 @@ def _list(options: argparse.Namespace) -> int:
     if options.json:
         fields = [
             {
-                "label": a.label,
-                "id": a.id.hex(),
-                "caller": a.caller,
-                "mode": "open" if a.mode == MODE_OPEN else "sealed",
-                "hash": SUITES[a.suite],
-                "chunk_size": a.chunk_size,
-                "created": a.created,
+                "label": archive.label,
+                "id": archive.id.hex(),
+                "caller": archive.caller,
+                "mode": "open" if archive.mode == MODE_OPEN else "sealed",
+                "hash": SUITES[archive.suite],
+                "chunk_size": archive.chunk_size,
+                "created": archive.created,
             }
-            for a in found
+            for archive in found
         ]
         print(json.dumps({"archives": fields}))
         return 0
-    for a in found:
-        mode = "open" if a.mode == MODE_OPEN else "sealed"
+    for archive in found:
+        mode = "open" if archive.mode == MODE_OPEN else "sealed"
+        made = session_name(archive.created)
         print(
-            f"{a.label:20} {mode:6} for {a.caller:20} made {session_name(a.created)}  {a.id.hex()}"
+            f"{archive.label:20} {mode:6} for {archive.caller:20} made {made}  {archive.id.hex()}"
         )
     return 0
 
 
-def _known(state_dir: Path, label: str) -> ArchiveKey:
+def labelled(state_dir: Path, label: str) -> ArchiveKey:
+    """The archive of that label; raise BadName, UserError."""
     archive = Keyring(state_dir).by_label(parse_name(label, "label"))
     if archive is None:
         raise UserError(f"no archive is labelled {label}; see: sparsebak-agent archive list")
@@ -236,7 +238,7 @@ def _known(state_dir: Path, label: str) -> ArchiveKey:
 
 
 def _caller(options: argparse.Namespace) -> int:
-    archive = _known(load(options.config).state_dir, options.label)
+    archive = labelled(load(options.config).state_dir, options.label)
     caller = parse_name(options.name, "caller")
     archives.set_caller(archive, caller)
     if not options.quiet:
@@ -249,7 +251,7 @@ def _caller(options: argparse.Namespace) -> int:
 
 def _remove(options: argparse.Namespace) -> int:
     state_dir = load(options.config).state_dir
-    archive = _known(state_dir, options.label)
+    archive = labelled(state_dir, options.label)
     confirm(options, f"Forget {options.label} and its key?", word=options.label)
     drop_archive(state_dir, archive)
     archives.remove(archive)

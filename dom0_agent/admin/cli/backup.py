@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``sparsebak-agent backup``: start the backup VM if it is off, let it back everything up, and shut
-it down again.
+it down again, when nothing else of sparsebak runs there.
 """
 
 import argparse
@@ -31,7 +31,11 @@ SERVICE = "qubes.VMExec+sparsebak+backup+----all+--q"
 WAITING = "+----lock--wait+"
 """``--lock-wait``, which a number of seconds follows."""
 IN_USE = 11
-"""What sparsebak there ends with when another run has the archive, such as the nightly check."""
+"""What sparsebak there ends with when another run has the archive, such as the nightly check, or is
+at work there.
+"""
+QUIET = "qubes.VMExec+sparsebak+wait+--q+----for+"
+"""``sparsebak wait -q --for 60``, without the number of seconds, which follows."""
 LOCK_WAIT = 12 * 3600
 """Seconds that such a run is waited for: a check of a large archive takes hours."""
 NOT_NOW = 13
@@ -53,9 +57,10 @@ def add_to(commands: Any) -> None:
         help="on Qubes OS: have the backup VM make a backup, starting it if it is off",
         description=(
             "On Qubes OS: has the backup VM make a backup. If the backup VM is off, it is started"
-            " first and shut down afterwards. Another run there that has the archive, such as the"
-            " nightly check, is waited for. Exit code 13 means that the backup VM has put the"
-            " backup off: it is on battery or on a metered link."
+            " first and shut down afterwards, when nothing else of sparsebak runs there any more."
+            " Another run there that has the archive, such as the nightly check, is waited for."
+            " Exit code 13 means that the backup VM has put the backup off: it is on battery or on"
+            " a metered link."
         ),
     )
     backup.add_argument(
@@ -67,7 +72,8 @@ def add_to(commands: Any) -> None:
         type=_seconds,
         default=LOCK_WAIT,
         metavar="SECONDS",
-        help="how long to wait there for another run that has the archive (default: %(default)s)",
+        help="how long to wait there for another run that has the archive, and before the shutdown"
+        " for any (default: %(default)s)",
     )
     backup.set_defaults(run=_run)
 
@@ -80,11 +86,30 @@ def _seconds(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    ended = False
     try:
-        domain, code, listed = _in_the_vm(options)
+        config = load(options.config)
+        catalog, listed = current(config)
+        tag_new(config)
+        with asking():
+            app = connect()
+            app.cache_enabled = False  # states change while we wait
+            domain = _backup_vm(app, options.vm)
+            with _running(domain, config.state_dir / "backups", options):
+                code = _backup(domain, options)
+                ended = True
+                # before the end of what else runs there is waited for
+                result = _tell(domain, code, options)
+                last_backup.note(config, catalog)
     except (ConfigError, OSError, Refused, UserError) as error:  # every night, and nobody looks
-        notify("Backup failed", f"It was not made: {printable(reason(error))}", urgent=True)
+        if not ended:  # what becomes of that is told; a terminal that was closed says nothing of it
+            notify("Backup failed", f"It was not made: {printable(reason(error))}", urgent=True)
         raise
+    return result or int(not listed)  # a qube made since the last list was not in it; the log says
+
+
+def _tell(domain: Any, code: int, options: argparse.Namespace) -> int:
+    """Say what became of the backup, given sparsebak's exit code; ours."""
     if code == NOT_NOW:
         why = f"{domain.name} waits for mains or for a link that is not metered"
         notify("Backup put off", f"{why}; the next run tries again.")
@@ -106,25 +131,8 @@ def _run(options: argparse.Namespace) -> int:
         )
         return 1
     if not options.quiet:
-        print(f"{domain.name} has made a backup.")
-    return 0 if listed else 1  # a qube made since the last list was not in it; the log says why
-
-
-def _in_the_vm(options: argparse.Namespace) -> tuple[Any, int, bool]:
-    """Have the backup made; the backup VM, its command's exit code, and whether the list of volumes
-    was written down before it.
-    """
-    config = load(options.config)
-    catalog, listed = current(config)
-    tag_new(config)
-    with asking():
-        app = connect()
-        app.cache_enabled = False  # states change while we wait
-        domain = _backup_vm(app, options.vm)
-        with _running(domain, config.state_dir / "backups"):
-            code = _backup(domain, options)
-    last_backup.note(config, catalog)
-    return domain, code, listed
+        print(f"{domain.name} has made a backup.", flush=True)
+    return 0
 
 
 def _backup_vm(app: Any, name: str | None) -> Any:
@@ -145,11 +153,11 @@ def _backup_vm(app: Any, name: str | None) -> Any:
 
 
 @contextmanager
-def _running(domain: Any, folder: Path) -> Iterator[None]:
+def _running(domain: Any, folder: Path, options: argparse.Namespace) -> Iterator[None]:
     """The backup VM runs inside. If it was off it is shut down in the end: by the last of several
     that use it, for another may wait there for this one's backup to end.
     """
-    fd = _joined(folder, str(domain.name))
+    fd, patience = _joined(folder, str(domain.name)), 0
     try:
         alone = fd >= 0 and _is_alone(fd)
         if fd >= 0 and not alone:
@@ -162,11 +170,12 @@ def _running(domain: Any, folder: Path) -> Iterator[None]:
             domain.start()
         try:
             yield
+            patience = options.lock_wait  # none where this was interrupted
         finally:
             if fd >= 0:
                 was_off = _is_alone(fd) and os.fstat(fd).st_mtime_ns == _STARTED
             if was_off:
-                _shut_down(domain)
+                _let_go(domain, fd, patience, options)
     finally:
         if fd >= 0:
             os.close(fd)
@@ -222,12 +231,38 @@ def _asked_for(domain: Any, user: str, service: str) -> int:
     return int(process.wait())
 
 
-def _shut_down(domain: Any) -> None:
+def _let_go(domain: Any, fd: int, patience: int, options: argparse.Namespace) -> None:
+    """Shut the backup VM down, unless something else of sparsebak runs there and does not end in so
+    many seconds: a restore that somebody began by hand, or what another qube reads.
+    """
     try:
         with asking():
-            domain.shutdown()
-            deadline = time.monotonic() + _SHUTDOWN
-            while not domain.is_halted() and time.monotonic() < deadline:
-                time.sleep(1)
+            if not domain.is_halted() and _is_quiet(domain, fd, patience, options):
+                _shut_down(domain)
     except Refused as refused:  # what became of the backup is said all the same
         log(WARNING, f"{domain.name} stays as it is: {refused}")
+
+
+def _is_quiet(domain: Any, fd: int, patience: int, options: argparse.Namespace) -> bool:
+    """Whether the backup VM can be shut down, and nobody else does that, or has."""
+    code = _asked_for(domain, options.user, f"{QUIET}0")
+    if code == IN_USE and patience:
+        if fd >= 0:
+            fcntl.flock(fd, fcntl.LOCK_SH)  # whoever wants a backup need not wait
+        hours = f"{patience / 3600:.3g} hours at most"
+        log(INFO, f"{domain.name} stays on until what else of sparsebak runs there ends, {hours}")
+        if not options.quiet:
+            print(f"It stays on until what else runs there ends, {hours}.", flush=True)
+        code = _asked_for(domain, options.user, f"{QUIET}{patience}")
+        if domain.is_halted() or (fd >= 0 and not _is_alone(fd)):
+            return False
+    if code == IN_USE:
+        log(WARNING, f"{domain.name} stays on: something else of sparsebak runs there")
+    return code != IN_USE
+
+
+def _shut_down(domain: Any) -> None:
+    domain.shutdown()
+    deadline = time.monotonic() + _SHUTDOWN
+    while not domain.is_halted() and time.monotonic() < deadline:
+        time.sleep(1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.durable import closing_fd, pwrite_all
-from common.text import printable, session_name
+from common.text import printable
 from dom0_agent.admin.cli import UserError, user_option
 from dom0_agent.admin.granting import (
     Granted,
@@ -120,7 +120,7 @@ def _run(options: argparse.Namespace) -> int:
         _write(Path(options.output), grant.build())
     tell(of, grant, "was made")
     # By time, because the backup VM chose which sessions the beginning of a time fits.
-    names, more = [session_name(one.time) for one in grant.records[:_SHOWN]], ""
+    names, more = list(grant.names.values())[:_SHOWN], ""
     if len(grant.records) > _SHOWN:
         more = f" and {len(grant.records) - _SHOWN} more"
     lines = [

@@ -15,11 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dom0_agent.admin.adoption import adopt, read, unlock
+from dom0_agent.admin.adoption import KeysFile, adopt, read, unlock
 from dom0_agent.admin.archives import is_sound, set_slots
 from dom0_agent.admin.cli import UserError, confirm, yes_option
 from dom0_agent.admin.cli.archive import (
     ask_secret,
+    labelled,
     new_passphrase,
     passphrase_option,
     print_recovery,
@@ -140,11 +141,7 @@ def _add_import(actions: Any) -> None:
 
 
 def _sealed(options: argparse.Namespace) -> ArchiveKey:
-    archive = Keyring(load(options.config).state_dir).by_label(parse_name(options.label, "label"))
-    if archive is None:
-        raise UserError(
-            f"no archive is labelled {options.label}; see: sparsebak-agent archive list"
-        )
+    archive = labelled(load(options.config).state_dir, options.label)
     if archive.mode == MODE_OPEN:
         raise UserError(
             f"{options.label} is open: its key has been readable in the archive, and sealing it"
@@ -156,7 +153,11 @@ def _sealed(options: argparse.Namespace) -> ArchiveKey:
 def _list(options: argparse.Namespace) -> int:
     kinds = [_KINDS.get(slot[0], "unknown") for slot in _sealed(options).slots]
     if options.json:
-        print(json.dumps({"slots": [{"slot": n, "kind": kind} for n, kind in enumerate(kinds)]}))
+        print(
+            json.dumps(
+                {"slots": [{"slot": number, "kind": kind} for number, kind in enumerate(kinds)]}
+            )
+        )
         return 0
     for number, kind in enumerate(kinds):
         print(f"{number}: {kind}")
@@ -220,7 +221,11 @@ def _remove(options: argparse.Namespace) -> int:
         )
     kind = _KINDS.get(archive.slots[options.slot][0], "unknown slot")
     confirm(options, f"Remove slot {options.slot} ({kind}) of {options.label}?")
-    return _keep(options, archive, [s for n, s in enumerate(archive.slots) if n != options.slot])
+    return _keep(
+        options,
+        archive,
+        [slot for number, slot in enumerate(archive.slots) if number != options.slot],
+    )
 
 
 def _recovery(options: argparse.Namespace) -> int:
@@ -231,7 +236,7 @@ def _recovery(options: argparse.Namespace) -> int:
     )
     secret = os.urandom(RECOVERY_BYTES)
     slot = make_slot(KIND_RECOVERY, secret, archive.master(), archive.id)
-    _keep(options, archive, [*(s for s in archive.slots if s[0] != KIND_RECOVERY), slot])
+    _keep(options, archive, [*(one for one in archive.slots if one[0] != KIND_RECOVERY), slot])
     print_recovery(secret)
     return 0
 
@@ -247,33 +252,9 @@ def _import(options: argparse.Namespace) -> int:
     state_dir = load(options.config).state_dir
     label, caller = parse_name(options.label, "label"), parse_name(options.caller, "caller")
     file = read(options.file)
-    entry = file.untrusted_entry
-    known = Keyring(state_dir).find(entry.archive)
-    if known is not None and is_sound(known.directory):
-        raise UserError(_compared(known, file.untrusted_slots))
-    same = Keyring(state_dir).by_label(label)
-    if same is not None and same.id != entry.archive:
-        raise UserError(f"there is an archive labelled {label} already; choose another label")
-    if options.open != (entry.mode == MODE_OPEN):
-        raise UserError(
-            f"{options.file} says that the archive is {'sealed' if options.open else 'open'}; "
-            + (
-                "leave --open out"
-                if options.open
-                else (
-                    "if it was made with --open, say so here, too; if not, somebody has replaced it"
-                )
-            )
-        )
-    if options.open and options.passphrase_file:
-        raise UserError("an open archive takes no passphrase; leave --passphrase-file out")
-    secret = b""
-    if not options.open:
-        secret = (
-            read_secret(options.passphrase_file)
-            if options.passphrase_file
-            else ask_secret("Passphrase or recovery key: ")
-        )
+    _require_new(Keyring(state_dir), label, file)
+    _require_mode(options, file.untrusted_entry.mode)
+    secret = b"" if options.open else _asked_secret(options.passphrase_file)
     archive, volumes = adopt(state_dir, file, label, caller, unlock(file, secret))
     print(f"Archive {label} ({archive.id.hex()}) is known here now, with {len(volumes)} volumes:")
     for name in sorted(volumes):
@@ -284,6 +265,36 @@ def _import(options: argparse.Namespace) -> int:
         print(f"    sparsebak-agent keys remove {label} --slot N")
     print(f"In {caller}: sparsebak restore QUBE")
     return 0
+
+
+def _require_new(keyring: Keyring, label: str, file: KeysFile) -> None:
+    """Raise UserError for an archive that is known here, or a label that another one has."""
+    entry = file.untrusted_entry
+    known = keyring.find(entry.archive)
+    if known is not None and is_sound(known.directory):
+        raise UserError(_compared(known, file.untrusted_slots))
+    same = keyring.by_label(label)
+    if same is not None and same.id != entry.archive:
+        raise UserError(f"there is an archive labelled {label} already; choose another label")
+
+
+def _require_mode(options: argparse.Namespace, untrusted_mode: int) -> None:
+    """Raise UserError unless --open and the file say the same of the archive: a file must not make
+    an open one of it.
+    """
+    if options.open and untrusted_mode != MODE_OPEN:
+        raise UserError(f"{options.file} says that the archive is sealed; leave --open out")
+    if not options.open and untrusted_mode == MODE_OPEN:
+        raise UserError(
+            f"{options.file} says that the archive is open; if it was made with --open, say so"
+            " here, too; if not, somebody has replaced it"
+        )
+    if options.open and options.passphrase_file:
+        raise UserError("an open archive takes no passphrase; leave --passphrase-file out")
+
+
+def _asked_secret(path: Path | None) -> bytes:
+    return read_secret(path) if path else ask_secret("Passphrase or recovery key: ")
 
 
 def _compared(known: ArchiveKey, untrusted_slots: tuple[bytes, ...]) -> str:

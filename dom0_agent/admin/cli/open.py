@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from common.text import printable, session_name
+from common.text import printable
 from dom0_agent.admin.cli import UserError, confirm, yes_option
 from dom0_agent.admin.cli.grant import records, volume_and_sessions
 from dom0_agent.admin.granting import Granted, find, granted_volumes, make, tell
@@ -48,7 +48,7 @@ def _run(options: argparse.Namespace) -> int:
     of = find(config, options.volume, options.archive)
     place = opening.find(of.archive.caller, options.template)
     grant = make(of, records(options, config, of), options.session, every=False)
-    names = ", ".join(session_name(one.time) for one in grant.records)
+    names = ", ".join(grant.names.values())
     confirm(options, _question(of, names, place.template))
     tell(of, grant, "goes to a new disposable")  # of one that fails later it may be told, too
     name = opening.show(place, grant, config.state_dir)

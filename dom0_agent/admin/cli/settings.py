@@ -63,7 +63,7 @@ def _add_collect(actions: Any) -> None:
         action="store_true",
         help="skip dom0's configuration if it was saved in the last six hours",
     )
-    collect.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    collect.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     collect.set_defaults(run=_collect)
 
 
@@ -97,7 +97,7 @@ def _add_apply(actions: Any) -> None:
         action="append",
         default=[],
         choices=GROUPS,
-        help="apply this group, too; may be given again",
+        help="apply this group, too; can be repeated",
     )
     yes_option(apply)
     apply.set_defaults(run=_run, apply=True)
@@ -133,7 +133,7 @@ def _collect(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     config, qube = load_config(options.config), parse_name(options.qube, "qube")
     if qube == "dom0":
-        return _dom0(options, waiting(config.state_dir, *CONFIG))
+        return _dom0(options, _restored_config(config))
     with asking():
         app, settings, older = restored.load(config.state_dir, qube)
         if qube not in app.domains:
@@ -185,13 +185,17 @@ def _words(step: Step, named: bool) -> str:
     return printable(f"  {step.what}: {step.old or '-'} -> {step.new or '-'}") + only
 
 
-def _dom0(options: argparse.Namespace, found: tuple[Path, bool] | None) -> int:
+def _restored_config(config: Config) -> Path:
+    """The tar archive of dom0's configuration that was restored last; raise UserError."""
+    found = waiting(config.state_dir, *CONFIG)
     if found is None:
         raise UserError(
-            "no configuration of dom0 was restored; in the backup qube: sparsebak restore"
-            " dom0/config"
+            "no configuration of dom0 was restored; in the backup VM: sparsebak restore dom0/config"
         )
-    archive = found[0]
+    return found[0]
+
+
+def _dom0(options: argparse.Namespace, archive: Path) -> int:
     if not options.paths:
         differing = dict.fromkeys(
             name for name, _, new in restored_config.files(archive) if _current(name) != new
@@ -225,19 +229,13 @@ def _dom0(options: argparse.Namespace, found: tuple[Path, bool] | None) -> int:
 
 
 def _extract(options: argparse.Namespace) -> int:
-    config = load_config(options.config)
-    found = waiting(config.state_dir, *CONFIG)
-    if found is None:
-        raise UserError(
-            "no configuration of dom0 was restored; in the backup qube: sparsebak restore"
-            " dom0/config"
-        )
+    archive = _restored_config(load_config(options.config))
     folder, count = options.folder, 0
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
         raise UserError(f"{folder} exists; name a folder that does not") from None
-    for name, contents in restored_config.machine(found[0]):
+    for name, contents in restored_config.machine(archive):
         (folder / name).parent.mkdir(mode=0o700, exist_ok=True)
         fd = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with closing_fd(fd):

@@ -16,6 +16,7 @@ from dom0_agent.admin.catalog import ask, write_down
 from dom0_agent.admin.cli import UserError
 from dom0_agent.admin.qubes_catalog import documents_are_taken_down, lasts
 from dom0_agent.admin.tags import TAG, VM_TAG
+from dom0_agent.catalog import VolumeCatalog
 from dom0_agent.config import Config, load
 from dom0_agent.keyring import Keyring
 from dom0_agent.qubesd import asking, connect
@@ -47,7 +48,7 @@ def add_to(commands: Any) -> None:
         ),
     )
     setup.add_argument("backup_vm", metavar="BACKUP-VM", help="the qube that keeps the archive")
-    setup.add_argument("-n", "--dry-run", action="store_true", help="only say what would be done")
+    setup.add_argument("-n", "--dry-run", action="store_true", help="only show what would be done")
     setup.set_defaults(run=_run)
 
 
@@ -55,12 +56,7 @@ def _run(options: argparse.Namespace) -> int:
     name, done = parse_name(options.backup_vm, "qube"), _Doing(options.dry_run)
     with asking():
         app = connect()
-        klass = str(app.domains[name].klass) if name in app.domains else ""
-        if klass not in _KEEPERS or not lasts(app.domains[name], klass):
-            raise UserError(
-                f"{name} is not a qube that could keep the archive; create one first, for example"
-                " with qvm-create"
-            )
+        _require_keeper(app, name)
         if not options.config.exists():
             done(f"write {options.config}", lambda: _write_config(options.config))
             if options.dry_run:
@@ -69,18 +65,13 @@ def _run(options: argparse.Namespace) -> int:
                 )
                 return 0
         config = load(options.config)
-        catalog = ask(config, name)
-        failed = {skipped.name: skipped.reason for skipped in catalog.skipped() if skipped.failed}
-        wanted = {volume.qube for volume in catalog.volumes()}
-        wanted |= {name.partition("/")[0] for name in failed if "/" in name}
-        wanted -= {"dom0"}
-        unsure = {name: reason for name, reason in failed.items() if "/" not in name}
+        wanted, unsure = _wanted(ask(config, name))
         _tag_all(done, app, name, wanted, unsure)
     for qube, reason in unsure.items():
         print(printable(f"{qube}: {reason}; its tag was not changed; run this again"))
     not_saved = 0 if options.dry_run else _take_down(config)
-    if policy.missing():
-        done(f"{_rules()} {policy.FOLDER / policy.OF_4_2}", policy.put_right)
+    if policy.out_of_date():
+        done(f"{_rules()} {policy.FOLDER / policy.OF_4_2}", policy.bring_up_to_date)
     for problem in policy.problems():
         print(problem)
     _tell_of_archives(config, name)
@@ -94,6 +85,26 @@ def _run(options: argparse.Namespace) -> int:
         " init DIR --label LABEL"
     )
     return 1 if not_saved else 0
+
+
+def _require_keeper(app: Any, name: str) -> None:
+    """Raise UserError unless a qube can keep an archive."""
+    klass = str(app.domains[name].klass) if name in app.domains else ""
+    if klass not in _KEEPERS or not lasts(app.domains[name], klass):
+        raise UserError(
+            f"{name} is not a qube that could keep the archive; create one first, for example"
+            " with qvm-create"
+        )
+
+
+def _wanted(catalog: VolumeCatalog) -> tuple[set[str], dict[str, str]]:
+    """The qubes to be backed up, and those of which nobody could tell that, each with the
+    reason.
+    """
+    failed = {skipped.name: skipped.reason for skipped in catalog.skipped() if skipped.failed}
+    wanted = {volume.qube for volume in catalog.volumes()}
+    wanted |= {name.partition("/")[0] for name in failed if "/" in name}
+    return wanted - {"dom0"}, {name: why for name, why in failed.items() if "/" not in name}
 
 
 def _tag_all(

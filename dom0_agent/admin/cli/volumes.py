@@ -38,7 +38,7 @@ def _run(options: argparse.Namespace) -> int:
             {"qube": v.qube, "volume": v.volume, "pool": v.pool.name, "live": bool(v.live)}
             for v in catalog.volumes()
         ]
-        skipped = [{"name": s.name, "reason": s.reason} for s in catalog.skipped()]
+        skipped = [{"name": one.name, "reason": one.reason} for one in catalog.skipped()]
         print(json.dumps({"volumes": volumes, "skipped": skipped}))
         return 0
     for volume in catalog.volumes():

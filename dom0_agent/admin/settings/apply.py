@@ -127,7 +127,7 @@ def load(state_dir: Path, qube: str) -> tuple[Any, QubeSettings, bool]:
     if found is None:
         raise Refused(
             Code.NO_VOLUME,
-            f"no settings of {qube} were restored; in the backup qube: sparsebak restore"
+            f"no settings of {qube} were restored; in the backup VM: sparsebak restore"
             f" {qube}/settings",
         )
     path, older = found

@@ -273,9 +273,8 @@ def _add_file(info: tarfile.TarInfo, file: IO[bytes], out: IO[bytes]) -> None:
     end = out.tell()
     out.seek(start)
     info.size = size
-    out.write(
-        _header(info)
-    )  # as long as with size 0: a size below 8 GiB needs no record of its own
+    # As long as the header with size 0 was: a size below 8 GiB needs no record of its own.
+    out.write(_header(info))
     out.seek(end)
 
 

@@ -42,10 +42,11 @@ def unknown(error: Exception) -> bool:
     """Whether qubesd's answer to a call is that of a version which has no such call: none
     at all.
     """
+    # The names that Qubes OS 4.3 and older ones have for it.
     return type(error).__name__ in (
         "QubesDaemonNoResponseError",
         "QubesDaemonAccessError",
-    )  # 4.3's and older names
+    )
 
 
 def _listed(app: Any, qube: str, kind: str) -> tuple[bool, list[str]]:

@@ -152,9 +152,8 @@ def _firewall(domain: Any, settings: QubeSettings, group: str) -> Iterator[Step]
 
 def unexpired(rules: list[str], now: float) -> list[str]:
     """Without the rules whose time is over: qubesd drops them."""
-    words = (
-        (rule, rule.partition(" comment=")[0].split(" ")) for rule in rules
-    )  # the comment comes last
+    # A rule's comment comes last, and may hold anything.
+    words = ((rule, rule.partition(" comment=")[0].split(" ")) for rule in rules)
     return [rule for rule, options in words if not any(_over(option, now) for option in options)]
 
 

@@ -8,8 +8,8 @@ state. Does not touch the volume itself.
 The record is sent last: when the log is whole and on disk, and the state says what was sealed.
 """
 
-from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from dom0_agent.rpc.dispatch import Call
 from dom0_agent.rpc.extraction import Extraction
@@ -72,7 +72,7 @@ def _extract(
     if request.flags & REQUEST_KNOWN:
         known = _KnownFromCaller(call.stdin, chunk_count(pending.size, on.archive.chunk_size))
     changed = on.store.load_bitmap(pending.map, pending.size)
-    wanted: Callable[[], bool] = lambda: on.is_pending(request.session)  # noqa: E731
+    wanted = partial(on.is_pending, request.session)
     with opened_ids(on.store, progress, on.archive, pending.dedup_domain) as ids:
         if not pending.full and not prove(ids, progress, on.archive):
             raise IdsDamaged(f"{progress.ids} is not that of the session before")

@@ -79,9 +79,8 @@ def _entry(archive: ArchiveKey, store: VolumeState, size: int, flags: int) -> Vo
     qube, volume = store.qube, store.volume
     try:
         progress = store.load().follows.get(archive.id.hex())
-    except (
-        Refused
-    ) as refused:  # damaged: Snapshot says so of this one, and the others are backed up
+    except Refused as refused:
+        # Its state is damaged: Snapshot says so of this one, and the others are backed up.
         log(ERROR, str(refused))
         progress = None
     if progress is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""sparsebak.Monitor: walk a volume's base snapshot on and say how much changed.
+"""sparsebak.Monitor: replace a volume's base snapshot by a newer one and say how much changed.
 
 Takes and drops snapshots of the volume, writes its state. Reads no contents, except with the source
 ``file``.

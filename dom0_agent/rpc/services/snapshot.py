@@ -41,14 +41,15 @@ def main(call: Call) -> None:
 
 
 def _at_most(rotation: Rotation, pending: Pending, chunk_size: int) -> int:
-    """Bytes in chunks that may have to be sent."""
+    """Bytes in chunks that may have to be sent: those that may have changed, or, of a full session,
+    those that hold data.
+    """
     if not pending.full:
-        changed = rotation.store.load_bitmap(pending.map, pending.size)
-        runs = changed.runs(grains_per_chunk(chunk_size), chunk_count(pending.size, chunk_size))
-        return sum(end - first for first, end in runs) * chunk_size
-    held = Bitmap()
-    with closing_fd(rotation.source.open(pending.snapshot)) as fd:
-        for start, end in rotation.source.data_ranges(fd, 0, pending.size):
-            held.mark(start, end)
-    runs = held.runs(grains_per_chunk(chunk_size), chunk_count(pending.size, chunk_size))
+        wanted = rotation.store.load_bitmap(pending.map, pending.size)
+    else:
+        wanted = Bitmap()
+        with closing_fd(rotation.source.open(pending.snapshot)) as fd:
+            for start, end in rotation.source.data_ranges(fd, 0, pending.size):
+                wanted.mark(start, end)
+    runs = wanted.runs(grains_per_chunk(chunk_size), chunk_count(pending.size, chunk_size))
     return sum(end - first for first, end in runs) * chunk_size

@@ -38,6 +38,7 @@ LOGIN = "user"
 STDIN, STDOUT, EXIT = 0x190, 0x191, 0x193
 FRAME = struct.Struct("<II")
 PART = 1 << 16
+LONGEST_NAME = 255
 REFUSED, MISSING, NOT_EXECUTABLE, KILLED = 126, 127, 125, 128
 
 
@@ -97,6 +98,8 @@ def serve(path: Path, answer: Callable[[socket.socket, str], int]) -> None:
 
 def find(service: str, argument: str) -> Path | None:
     for name in (f"{service}+{argument}", service):
+        if len(name) > LONGEST_NAME:  # no file has it, which is no error
+            continue
         for place in PLACES:
             path = Path(place, name)
             if path.exists():
@@ -175,9 +178,7 @@ def daemon(source: str) -> None:
         call = re.sub(r"[^A-Za-z0-9_.+-]", "_", call)
         service, _, argument = call.partition("+")
         tags = policy.tags_of(QUBESD)
-        tags.pop("dom0")
-        if not target.startswith("@") and target not in tags:
-            target = "@default"
+        target = policy.intended(target, tags)
         rules = [line for file in sorted(RULES.glob("*.policy")) for line in policy.read(file)]
         action = policy.decide(rules, tags, service, argument, source, target)
         with open(FOLDER / "log", "a") as log:

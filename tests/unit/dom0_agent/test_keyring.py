@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +93,22 @@ def test_a_damaged_archive_can_be_taken_over_again(
     fill(site.image(), 3 * GRAIN, 1)
     site.backup()
     assert len(site.images()) == 2
+
+
+@pytest.mark.parametrize("name", ["key", "archive.json"])
+def test_an_archive_that_cannot_be_read_is_a_damaged_one(
+    tmp_path: Path, faultfs: FaultFS, name: str
+) -> None:
+    """A bad sector: it can be taken over again, too."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/dom0").symlink_to(faultfs.path)
+    (one,) = Keyring(load(Site(tmp_path / "site").config).state_dir)
+    master = one.master()
+    faultfs.fail(Fault("read", "EIO", path=f"archives/{one.id.hex()}/{name}"))
+    archives.keep(Keyring(one.directory.parent.parent), one, master)
+    faultfs.fail()
+    assert one.directory.with_name(f".{one.id.hex()}.damaged").is_dir()
+    assert archives.is_sound(one.directory)
 
 
 def test_an_archive_is_kept_once(keyring: Keyring) -> None:
@@ -196,10 +213,13 @@ def test_errors_of_the_system_are_one_line(
 def test_ids_are_made_with_what_is_asked_for_or_with_what_is_faster(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def slow(*_: object) -> bytes:
+        time.sleep(0.001)
+        return b""
+
     for name in SUITES.values():
         assert run(site, "archive", "add", name, "--caller", "vm", "--open", "--hash", name) == 0
         assert f"ids by {name}" in capsys.readouterr().out
-    slow: Callable[..., bytes] = lambda *_: time.sleep(0.001) or b""  # noqa: E731
     monkeypatch.setattr(ChunkIds, "_sha256", slow)
     assert run(site, "archive", "add", "measured", "--caller", "vm", "--open") == 0
     monkeypatch.undo()

@@ -4,9 +4,11 @@ import tracemalloc
 
 import pytest
 import zstandard
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wire import chunks
 from wire.chunks import (
     METHOD_PADDED,
     METHOD_RAW,
@@ -159,3 +161,37 @@ def test_volume_ids_depend_on_key_and_both_names() -> None:
         Keys(bytes(32)).volume_id("a", "b"),
     }
     assert len(ids) == 4
+
+
+class OnlyBytes:
+    """AES-GCM as older releases of cryptography have it: it takes nothing but bytes."""
+
+    def __init__(self, key: bytes) -> None:
+        self._aead, self.tried = AESGCM(key), 0
+
+    def decrypt(self, nonce: bytes, data: bytes | memoryview, associated: bytes) -> bytes:
+        self.tried += 1
+        if not isinstance(data, bytes):
+            raise TypeError("argument 'data': a bytes-like object is required")
+        return self._aead.decrypt(nonce, data, associated)
+
+
+@pytest.mark.parametrize(("kind", "tries"), [(bytes, 1), (memoryview, 2)])
+def test_older_libraries_are_given_bytes(
+    monkeypatch: pytest.MonkeyPatch, kind: type[bytes | memoryview], tries: int
+) -> None:
+    made: list[OnlyBytes] = []
+
+    def aead(key: bytes) -> OnlyBytes:
+        made.append(OnlyBytes(key))
+        return made[-1]
+
+    chunk = os.urandom(SIZE)
+    sealed = Sealer(OURS, 3).seal(1, IDS.of(chunk), chunk)
+    monkeypatch.setattr(chunks, "_aead", aead)
+    opener = Opener(OURS)
+    for times in (1, 2):  # the key of a stream is derived once
+        assert opener.open(IDS.of(chunk), kind(sealed), IDS, SIZE) == chunk
+        assert [one.tried for one in made] == [times * tries]
+    with pytest.raises(NotAuthentic):
+        opener.open(ZERO_ID, kind(sealed), IDS, SIZE)

@@ -87,9 +87,8 @@ def test_chunk_ids_of_suite_1() -> None:
 
 def test_chunk_ids_of_suite_2() -> None:
     key = hkdf(MASTER, b"sparsebak/2 chunk ids 2\0" + DOMAIN)
-    inner, outer = (
-        bytes(byte ^ pad for byte in key.ljust(64, b"\0")) for pad in (0x36, 0x5C)
-    )  # RFC 2104
+    # RFC 2104.
+    inner, outer = (bytes(byte ^ pad for byte in key.ljust(64, b"\0")) for pad in (0x36, 0x5C))
     ids = ChunkIds(KEYS.of_domain(DOMAIN, 2), SIZE)
     assert (
         ids.of(memoryview(b"x" * SIZE))

@@ -148,6 +148,10 @@ def test_times_end_with_the_year_9999(seconds: int) -> None:
 
 
 def test_what_only_describes_builds_nothing() -> None:
+    class Page(Structure):
+        number: Annotated[int, Int64ul]
+
+    assert Page.fields == ("number",) and raises(Page.coder, error=TypeError)
     assert raises(Times.coder, error=TypeError) and raises(Times.row, error=TypeError)
 
 
@@ -161,3 +165,63 @@ def test_a_row_is_of_numbers_and_bytes_alone() -> None:
     for code in (b"MAGC", "T", "4t"):
         with pytest.raises(ValueError, match="more than its struct"):
             _ = Compiled({"a": "Q", "b": code}).row
+
+
+def declared_here() -> tuple[type[Structure], type[Structure]]:
+    """A structure that others build on, and one that does, both declared when this is called."""
+    table: Mapping[str, Any] = {
+        "Base": {"magic": b"MAGC", "number": "Q", "label": "8t"},
+        "More": {"magic": b"MAGC", "number": "Q", "label": "8t", "end": "I"},
+    }
+
+    class Base(Structure, compiled=table):
+        magic: ClassVar[Annotated[bytes, Const(b"MAGC")]]
+        number: Annotated[int, Int64ul]
+        label: Annotated[str, Text(8)] = "none"
+
+    class More(Base, compiled=table, kw_only=True):
+        end: Annotated[int, Int32ul] = 7
+
+    return Base, More
+
+
+def test_values_are_given_once_each_in_order_or_by_name() -> None:
+    base, more = declared_here()
+    assert base.fields == ("number", "label") and more.fields == ("number", "label", "end")
+    assert base.compiled and more.compiled and not All.compiled
+    assert vars(base(1)) == vars(base(number=1)) == {"number": 1, "label": "none"}
+    assert vars(base(1, "x")) == vars(base(1, label="x")) == {"number": 1, "label": "x"}
+    assert vars(more(number=1)) == {"number": 1, "label": "none", "end": 7}
+    assert vars(more(end=2, number=1, label="x")) == {"number": 1, "label": "x", "end": 2}
+    assert base.parse(base(1, "x").build()) == base(1, "x")
+    assert more.parse(more(number=3).build()) == more(number=3)
+    with pytest.raises(TypeError, match="Base takes the fields number, label"):
+        base()
+    given: list[tuple[type[Structure], tuple[Any, ...], dict[str, Any]]] = [
+        (base, (1, "x", 2), {}),
+        (base, (1,), {"number": 1}),
+        (base, (1,), {"end": 2}),
+        (base, (), {"label": "x"}),
+        (more, (1,), {}),
+        (more, (1, "x", 7), {}),
+    ]
+    for structure, values, named in given:
+        with pytest.raises(TypeError):
+            structure(*values, **named)
+
+
+def test_equal_structures_are_of_one_class_and_have_the_same_values() -> None:
+    base, more = declared_here()
+    one, other = base(1, "x"), declared_here()[0](1, "x")
+    assert one == base(1, "x") and hash(one) == hash(base(1, "x"))
+    assert one != base(2, "x") and hash(one) != hash(base(2, "x"))
+    assert one != other and vars(one) == vars(other)
+    found = more(number=1, end=3)
+    assert eval(repr(found), {"More": more}) == found
+
+
+def test_numbers_of_the_kernel_are_in_the_machine_s_own_order() -> None:
+    codes = {"number": "=Q", "kind": "=H"}
+    assert Compiled(codes).row.format == "=QH"
+    assert Compiled({name: code[1:] for name, code in codes.items()}).row.format == "<QH"
+    assert Compiled({"magic": b"MAGC", "kind": "=H"}).size == 6

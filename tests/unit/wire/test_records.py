@@ -67,3 +67,8 @@ def test_impossible_sizes_are_refused_though_authentic(field: dict[str, int]) ->
 def test_the_digest_does_not_depend_on_the_salt() -> None:
     assert RECORD.digest(KEYS) == open_record(RECORD.seal(KEYS), KEYS).digest(KEYS)
     assert RECORD.digest(KEYS) != RECORD.replaced(sequence=8).digest(KEYS)
+
+
+def test_the_domain_s_keys_are_those_that_the_record_names() -> None:
+    record = RECORD.replaced(dedup_domain=b"d" * 16, suite=2)
+    assert record.domain_keys(KEYS) == KEYS.of_domain(b"d" * 16, 2)

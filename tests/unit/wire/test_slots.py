@@ -140,3 +140,13 @@ def test_only_so_many_slots_are_tried() -> None:
     assert slots.open_any([*[wrong] * 15, one], text, ARCHIVE) == MASTER
     assert slots.open_any([*[wrong] * 16, one], text, ARCHIVE) is None
     assert slots.open_any([one], b"\xef\xbb\xbf" + text, ARCHIVE) == MASTER
+
+
+def test_a_secret_has_a_limit_and_is_something() -> None:
+    longest = b"x" * slots.SECRET_LIMIT
+    assert slots.new_passphrase(longest) == longest
+    with pytest.raises(ValueError, match="longer"):
+        slots.new_passphrase(longest + b"x")
+    for secret, opens in ((longest, True), (longest + b"x", False), (b"", False)):
+        slot = make_slot(KIND_PASSPHRASE, secret, MASTER, ARCHIVE)
+        assert slots.open_any([slot], secret, ARCHIVE) == (MASTER if opens else None)

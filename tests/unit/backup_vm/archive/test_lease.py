@@ -294,26 +294,6 @@ def test_it_is_brought_to_disk_soon(monkeypatch: pytest.MonkeyPatch, faultfs: Fa
     lease.release()
 
 
-@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT"])
-def test_on_a_full_disk_a_run_begins_all_the_same(faultfs: FaultFS, name: str) -> None:
-    storage = LocalStorage(faultfs.path / "archive")
-    storage.prepare()
-    faultfs.fail(Fault("create", name), Fault("mkdir", name))
-    lease = Lease.acquire(storage.locks(), "PLACE", "prune")
-    lease.keep()
-    lease.check()
-    lease.release()
-    faultfs.fail(Fault("write", name))
-    Lease.acquire(storage.locks(), "PLACE", "prune").release()
-    assert held(storage) == []
-    faultfs.fail()
-    other = Lease.acquire(storage.locks(), "PLACE", "backup")
-    faultfs.fail(Fault("create", name))
-    with pytest.raises((LockedError, OSError)):
-        Lease.acquire(storage.locks(), "PLACE", "prune")
-    other.release()
-
-
 def test_one_that_cannot_be_removed_says_that_it_is_given_back(faultfs: FaultFS) -> None:
     """By that other machines do not wait for it, and whoever comes next removes it."""
     storage = LocalStorage(faultfs.path / "archive")

@@ -7,6 +7,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -247,7 +248,7 @@ def test_of_those_that_begin_at_once_the_oldest_gets_it(
         made.update({name: at for name, at in leases.items() if name not in made})
 
     for one in machines:
-        one.begin(lambda one=one: one.acquire(sleeps=True))  # type: ignore[misc]
+        one.begin(partial(one.acquire, sleeps=True))
     for number in turns:
         step(machines[number], ticks[number % len(ticks)])
     for _ in range(5000):

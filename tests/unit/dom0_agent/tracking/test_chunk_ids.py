@@ -83,9 +83,8 @@ def test_ids_that_are_not_those_of_the_root_are_not_used(tmp_path: Path) -> None
         file.seek(PAGE_IDS * 32 + 5)
         file.write(bytes(32))
     with CommittedIds(tmp_path / "ids", TREE) as ids:
-        assert ids.prove(
-            chunks, 1, root
-        )  # by the digests kept: each page is checked when it is read
+        # By the digests kept: each page is checked when it is read.
+        assert ids.prove(chunks, 1, root)
         ids.page(0)
         with pytest.raises(IdsDamaged):
             ids.page(1)
