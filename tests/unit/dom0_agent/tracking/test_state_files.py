@@ -129,6 +129,34 @@ def test_a_state_disk_that_lost_a_file(tmp_path: Path, faultfs: FaultFS, error: 
     site.verify_all()
 
 
+@pytest.mark.parametrize("command", ["Extract", "Commit", "Abort"])
+def test_a_log_that_the_disk_lost_is_an_empty_one(
+    tmp_path: Path, faultfs: FaultFS, command: str
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/dom0").symlink_to(faultfs.path)
+    site = Site(tmp_path / "site")
+    fill(site.image(), 5 * GRAIN)
+    site.backup()
+    fill(site.image(), 5 * GRAIN, 1)
+    lost = Fault("open", "EIO", path="volumes/work/private/*.log", times=1)
+    with site.open() as archive:
+        agent = site.agent(archive)
+        (listed,) = site.listed(archive)
+        offer = agent.snapshot(listed.qube, listed.volume, listed.session, 1, 0)
+        faultfs.fail(*[lost] * (command == "Extract"))
+        with agent.extract(listed.qube, listed.volume, offer.session, 0) as reply:
+            assert list(reply.frames())
+        faultfs.fail(lost)
+        if command == "Commit":
+            agent.commit(listed.qube, listed.volume, offer.session)
+        else:
+            agent.abort(listed.qube, listed.volume, offer.session)
+    assert faultfs.failed()
+    site.backup()
+    assert list(site.images().values())[-1] == site.contents()
+
+
 def test_a_state_that_cannot_be_read_is_no_reason_to_back_up_nothing(
     tmp_path: Path, faultfs: FaultFS
 ) -> None:
