@@ -122,6 +122,7 @@ class Session:
         clear, sealed = raw[40 : 40 + CLEAR.size], raw[40 + CLEAR.size : 40 + 400]
         magic, form, suite, _, of, *rest = CLEAR.unpack(clear)
         self.volume_id, self.id, self.sequence, self.time, self.size, self.chunk = rest
+        self.file = f"{self.sequence:010d}-{self.id.hex()}.session"
         self.suite, text = suite, short_open(keys.records, sealed, clear)
         if (magic, form, of) != (b"SBRC", FORMAT, archive) or suite not in SUITES:
             raise Unreadable("a record of another archive or format")
@@ -143,25 +144,27 @@ class Archive:
         if self.parameters["suite"] not in SUITES:
             raise Unreadable("a suite that this reader does not know")
         self.id = bytes.fromhex(self.parameters["archive"])
-        open_key = self.parameters.get("key")
-        self.keys = Keys(
-            bytes.fromhex(open_key) if open_key else master_key(self.parameters, secret or "")
-        )
+        key = self.parameters.get("key")
+        self.keys = Keys(bytes.fromhex(key) if key else master_key(self.parameters, secret or ""))
         self.unread: list[Path] = []
 
     def volumes(self) -> dict[str, list[Session]]:
-        found: dict[bytes, list[Session]] = {}
+        found: dict[bytes, dict[bytes, Session]] = {}
         for path in sorted(self.folder.glob("volumes/*/*.session")):
             try:
                 session = Session(session_file(path), self.keys, self.id)
+                if path.name != session.file and len(path.name) == len(session.file):
+                    raise Unreadable(f"it holds {session.file}")
             except (OSError, InvalidTag, ValueError, struct.error) as error:
                 print(f"reader: {path}: {error or type(error).__name__}", file=sys.stderr)
                 self.unread.append(path)
                 continue
-            found.setdefault(session.volume_id, []).append(session)
+            known = found.setdefault(session.volume_id, {})
+            if path.name == session.file or session.id not in known:  # copies have other names
+                known[session.id] = session
         named: dict[str, list[Session]] = {}
-        for series in sorted(found.values(), key=lambda series: -max(one.time for one in series)):
-            series.sort(key=lambda one: one.sequence)
+        for known in sorted(found.values(), key=lambda known: -max(s.time for s in known.values())):
+            series = sorted(known.values(), key=lambda one: one.sequence)
             times = [one.time for one in series]
             for one in series:  # those of one second by their ids, too
                 one.name += f"-{one.id[:4].hex()}" if times.count(one.time) > 1 else ""
@@ -177,9 +180,8 @@ class Archive:
         fits = [one for one in series if one.name.startswith(wanted)]
         if wanted == "latest" and series:
             (last,) = fits = series[-1:]
-            unread = [path for path in self.unread if path.parent.name == last.volume_id.hex()]
-            numbers = [path.name.split("-")[0] for path in unread]
-            if any(one.isdecimal() and int(one) >= last.sequence for one in numbers):
+            unread = [one.name for one in self.unread if one.parent.name == last.volume_id.hex()]
+            if any(len(one) == len(last.file) and one[:10] >= last.file[:10] for one in unread):
                 raise Unreadable(f"the newest session is damaged; the one before it: {last.name}")
         if len(fits) != 1:
             raise Unreadable(f"{name} has {len(fits) or 'no'} sessions {wanted}; see: list")
@@ -210,8 +212,7 @@ class Archive:
     def assemble(self, series: list[Session], session: Session, output: Path) -> None:
         image: dict[int, bytes] = {}
         for older in self.chain(series, session):
-            kept = {at: one for at, one in image.items() if at < older.inherit}
-            image = kept | older.entries
+            image = {at: one for at, one in image.items() if at < older.inherit} | older.entries
         chunks = -(-session.size // session.chunk)
         self.check_root(session, image, chunks)
         wanted = {at: one for at, one in image.items() if one != ZERO and at < chunks}
@@ -307,8 +308,7 @@ def index(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 
 def secret() -> str:
-    path = os.environ.get("SPARSEBAK_PASSPHRASE_FILE")
-    if path:
+    if path := os.environ.get("SPARSEBAK_PASSPHRASE_FILE"):
         line = Path(path).read_bytes().split(b"\n")[0].rstrip(b"\r")
         return line.decode("utf-8", "surrogateescape")
     return getpass.getpass("Passphrase or recovery key: ")

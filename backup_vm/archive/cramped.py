@@ -67,7 +67,10 @@ def _on_btrfs(folder: str) -> bool:
 def move_catalog(archive: "Archive") -> None:
     """Move the catalog aside; nothing happens where there is no other disk with room for it."""
     workspace = archive.storage.workspace
-    folder = catalog_file.folder_aside()
+    try:
+        folder = catalog_file.folder_aside()
+    except OSError:
+        return
     try:
         workspace.database(catalog_file.NAME)  # DamagedError: SQLite must not see it, here or there
         path = catalog_file.copy(workspace, Path(folder.name))
@@ -83,22 +86,30 @@ def move_catalog(archive: "Archive") -> None:
     archive.temporary, archive.cramped = folder, True
 
 
+def _half_written(path: Path) -> bool:
+    """Whether a journal is beside it that nobody has played back."""
+    journal = path.with_name(path.name + catalog_file.JOURNAL)
+    return journal.exists() and journal.stat().st_size > 0
+
+
 def put_back(archive: "Archive") -> None:
     """At the end: put it back. Where there is still no room for it, the next run makes it again."""
     import shutil  # 2 ms, for the programs that unpack archives
 
-    catalog, workspace = archive.open_catalog, archive.storage.workspace
-    if catalog is None:
-        return
+    workspace, half = archive.storage.workspace, catalog_file.NAME + TEMPORARY
+    catalog, there = archive.open_catalog, archive.moved(catalog_file.NAME)
     archive.cramped, archive.open_catalog = False, None
-    half = catalog_file.NAME + TEMPORARY
-    catalog.close()
+    if catalog is not None:
+        there = catalog.path
+        catalog.close()
+    elif there is None or _half_written(there):
+        return
     try:
         archive.storage.check()
         workspace.discard(half)
         archive.storage.sync()  # what was removed is free then
         with closing_fd(workspace.descriptor(half, create=True)) as fd:
-            with open(catalog.path, "rb") as source, open(fd, "wb", closefd=False) as target:
+            with open(there, "rb") as source, open(fd, "wb", closefd=False) as target:
                 shutil.copyfileobj(source, target, 1 << 20)
             sync_file(fd)
         path = workspace.database(catalog_file.NAME)

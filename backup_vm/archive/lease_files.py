@@ -12,8 +12,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
+from backup_vm import failures
 from backup_vm.archive.holder import Holder
-from backup_vm.errors import ForbiddenError
+from backup_vm.errors import ForbiddenError, NoRoomError
 
 FOLDER = "locks"
 # So long that a machine that sleeps for a few minutes, or a network that is down for ten, does not
@@ -102,7 +103,12 @@ def look(locks: Locks, kind: str = WRITER) -> Found:
         # Is it still held? A file made now tells what time it is in the store. Our own clock is not
         # asked: one that runs ahead would take over what is held.
         probe = f"probe-{os.urandom(8).hex()}"
-        locks.put(probe, b"")
+        try:
+            locks.put(probe, b"")
+        except (OSError, NoRoomError) as error:
+            if not failures.no_room(error):
+                raise
+            return found  # how old they are nobody knows then: what may be held is
         try:
             times = locks.list()
         finally:

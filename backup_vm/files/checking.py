@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -113,14 +114,16 @@ def _run(command: list[str], descriptor: int, until: float, rights: str) -> tupl
     with process.stdout:
         try:
             said = _printed(process.stdout, until)
-            return (None, "") if said is None else (process.wait(), _last_line(said))
+            if said is None or not _ended(process, until):
+                return None, ""
+            return process.returncode, _last_line(said)
         finally:
             process.kill()
             process.wait()
 
 
 def _printed(stream: IO[bytes], until: float) -> bytes | None:
-    """The end of what a program prints, once it has ended; None where time ran out."""
+    """The end of what a program prints, once it prints no more; None where time ran out."""
     said = b""
     with selectors.DefaultSelector() as selector:
         selector.register(stream, selectors.EVENT_READ)
@@ -133,6 +136,19 @@ def _printed(stream: IO[bytes], until: float) -> bytes | None:
                 if not data:
                     return said
                 said = (said + data)[-_KEPT:]
+
+
+def _ended(process: "subprocess.Popen[bytes]", until: float) -> bool:
+    """Whether a program ends in time: one that an image has taken over may close what it prints
+    to, and stay.
+    """
+    while process.poll() is None:
+        if time.monotonic() > until:
+            return False
+        stopping.check()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(stopping.STEP)
+    return True
 
 
 def _last_line(said: bytes) -> str:

@@ -29,7 +29,7 @@ def ask(config: Config, caller: str = "") -> VolumeCatalog:
 
 
 def _asked_and_kept(config: Config) -> VolumeCatalog:
-    """The same, and who is who is kept."""
+    """As ``ask``, for no caller; what it shows of the qubes' identities is written down."""
     if config.catalog == "qubes":
 
         def keep(listed: Mapping[str, str]) -> Identities:
@@ -65,8 +65,8 @@ def find_anywhere(catalog: VolumeCatalog, qube: str, volume: str) -> Volume | No
 
 
 def write_down(config: Config) -> VolumeCatalog:
-    """The same for no caller in particular, kept for calls; its file's replacement is the commit
-    point.
+    """List the volumes, for no caller in particular, and write that down for calls; the file's
+    replacement is the commit point.
 
     Raises OSError. A list that was asked for later than this one stays.
     """
@@ -84,9 +84,9 @@ def write_down(config: Config) -> VolumeCatalog:
 
 
 def current(config: Config) -> tuple[VolumeCatalog, bool]:
-    """The same where it is not what a command is for, and whether it was written down: a disk that
-    is full does not keep the command from its work, which may be to make room, but shows in its
-    exit code.
+    """As ``write_down``, for a command that is about something else; the second value is whether
+    the list was written down. A disk that is full does not keep the command from its work, which
+    may be to make room, but shows in its exit code.
     """
     try:
         return write_down(config), True

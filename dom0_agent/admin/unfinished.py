@@ -22,6 +22,7 @@ from common.durable import (
     lock_fd,
     make_directory,
     pwrite_all,
+    still_named,
 )
 from dom0_agent.admin.tags import READER_TAG
 from dom0_agent.log import WARNING, log
@@ -68,10 +69,9 @@ def _new(path: Path) -> int:
         except Busy:
             text = f"{path.name}, which has the name of one that 'open' did not finish: try again"
             raise Refused(Code.BUSY, text) from None
-        if os.fstat(fd).st_nlink:
+        if still_named(fd):
             os.ftruncate(fd, 0)
             return fd
-        os.close(fd)
 
 
 def sweep(state_dir: Path) -> list[str]:

@@ -18,8 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backup_vm import stopping
 from backup_vm.archive.notes import Check, Notes
 from backup_vm.errors import SparsebakError
+from backup_vm.files import checking
+from backup_vm.files.answers import Part
 from backup_vm.jobs.drilling import Scratch, turns
 from tests.commands import Commands
 from tests.files import trees
@@ -219,6 +222,26 @@ fd = os.open(sys.argv[4], os.O_RDWR)
 os.pwrite(fd, b"written", 0)
 print(failed, subprocess.run(["/bin/true"]).returncode)
 """
+
+
+def test_a_checker_that_prints_no_more_and_stays_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image may have taken it over; nor does it keep the command from being interrupted."""
+    script = "exec >&- 2>&-; exec sleep 20"
+    stays = checking._Checker("sh", ((("-c", script), (0,)),), 1)
+    monkeypatch.setitem(checking._CHECKERS, "ext4", stays)
+    begun, part = time.monotonic(), Part(1, 0, 1, "ext4", True, "")
+    with open(tmp_path / "image", "w+b") as image:
+        verdict = checking.check(image.fileno(), part, True, 1)
+        assert verdict == (None, "sh", "sh took too long")
+        stopping.ask()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                checking.check(image.fileno(), part, True, 600)
+        finally:
+            stopping.forget()
+    assert time.monotonic() - begun < PATIENCE
 
 
 def test_a_checker_reaches_nothing_but_the_image(tmp_path: Path) -> None:

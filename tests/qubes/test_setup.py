@@ -78,7 +78,7 @@ def test_setup_gives_qubes_4_2_the_rules_that_it_needs(
         assert agent(qubes, "setup", BACKUP_VM, "--dry-run") == 0
         assert agent(qubes, "setup", BACKUP_VM) == 0
         assert rules.exists() == there
-        assert not policy.missing()
+        assert not policy.out_of_date()
 
 
 def test_setup_says_which_archives_are_for_another_backup_vm(

@@ -98,6 +98,8 @@ class Files(SFTPServerInterface):
         return self._try(lambda: os.remove(self._path(path)))
 
     def mkdir(self, path, _):
+        if used() >= int(options.get("quota", 1 << 60)):
+            return paramiko.SFTP_FAILURE
         return self._try(lambda: os.mkdir(self._path(path)))
 
     def rename(self, old, new):

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from backup_vm.archive.lease import Lease
 from backup_vm.archive.storage import objects, open_storage
 from backup_vm.archive.storage.objects import Place
 from backup_vm.archive.storage.vault import Vault
-from backup_vm.errors import ForbiddenError, SparsebakError
+from backup_vm.errors import ForbiddenError, NoRoomError, SparsebakError
 from tests.patience import AT_ONCE
 from tests.remote.stores import EMPTY, http_store, refusal
 
@@ -58,8 +59,6 @@ def refused(url: str = "s3://bucket/archive") -> SparsebakError:
         (400, "InvalidBucketName", "bucket's name"),
         (400, "ExpiredToken", "renew"),
         (400, "EntityTooLarge", "smaller"),
-        (403, "QuotaExceeded", "quota"),
-        (507, "InsufficientStorage", "quota"),
         (400, "SomethingNobodyHasHeardOf", ""),
         (501, "NotImplemented", ""),
     ],
@@ -72,8 +71,35 @@ def test_a_refusal_is_final(
         at(port, monkeypatch)
         error = refused()
     assert code in str(error) and len(requests) == 1
-    assert isinstance(error, ForbiddenError) == (status == 403)
+    assert isinstance(error, NoRoomError) == (hint == "quota")
+    assert isinstance(error, ForbiddenError) == (status == 403 and hint != "quota")
     assert re.search(hint, error.hint)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (403, "QuotaExceeded"),
+        (507, "InsufficientStorage"),
+        (507, "XMinioStorageFull"),
+        (400, "XMinioAdminBucketQuotaExceeded"),
+    ],
+)
+def test_what_makes_room_begins_where_a_quota_is_used_up(
+    monkeypatch: pytest.MonkeyPatch, status: int, code: str
+) -> None:
+    """Removing needs none, and the hint is to prune: so that must be able to begin."""
+    answers = [EMPTY, refusal(status, code)] * 3
+    with http_store(answers.__getitem__) as (port, requests):
+        at(port, monkeypatch)
+        locks = open_storage("s3://bucket/archive").locks()
+        with pytest.raises(NoRoomError, match=code) as raised:
+            Lease.acquire(locks, "PLACE", "backup")
+        lease = Lease.acquire(locks, "PLACE", "prune", makes_room=True)
+        lease.check()
+        lease.release()
+    assert "have the quota raised, or prune" in raised.value.hint
+    assert [request[:3] for request in requests] == ["GET", "PUT"] * 3
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from backup_vm.archive import opening
+from backup_vm.archive import notes, noting, opening
+from backup_vm.archive.naming import NOTES_FILE
 from backup_vm.archive.opening import open_archive
 from backup_vm.archive.prune import Pruned, prune
 from backup_vm.archive.storage.local import LocalStorage
@@ -40,7 +41,7 @@ class Watched(Slow):
         self.uploads = self.most_uploads = self.changes = 0
         self.last: int | None = None
         self.full = False
-        """Whether there is no room for a pack."""
+        """Whether there is no room for packs and notes."""
         self.keeps = False
         """Whether packs may not be removed."""
         self._mine = threading.Lock()
@@ -63,7 +64,7 @@ class Watched(Slow):
                 self.uploads -= upload
 
     def put(self, name: str, source: Path, old: Entry | None = None) -> str:
-        if self.full and name.startswith("packs/"):
+        if self.full and name.startswith(("packs/", NOTES_FILE)):
             raise NoRoomError("HOST cannot store more")
         with self._change(name, True):
             return super().put(name, source, old)
@@ -140,6 +141,44 @@ def test_where_there_is_no_room_for_it_that_is_said_and_done_later(
     store.full = False
     done, warnings = pruned()
     assert warnings == [] and done.space == before - size(site) > 2 * PACKS * GRAIN
+    sound(site)
+
+
+def test_where_there_is_no_room_at_all_the_newest_session_can_be_removed(
+    site: Site, store: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written for that, not even a lease; nor is anything else begun without one."""
+    before = size(site)
+
+    def refuse(*_: object, **__: object) -> str:
+        raise NoRoomError("HOST cannot store more")
+
+    with monkeypatch.context() as full:
+        for name in ("put", "make", "put_small"):
+            full.setattr(store, name, refuse)
+        with pytest.raises(NoRoomError), open_archive(URL, True, "backup"):
+            pass
+        with open_archive(URL, True, "prune") as archive:
+            (series,) = archive.sessions().values()
+            done = prune(archive, series[-1:])
+    assert (done.sessions, done.space) == (1, before - size(site)) and done.space > PACKS * GRAIN
+    assert len(site.images()) == 1 and site.scrubbed() == []
+
+
+def test_notes_of_what_was_removed_stay_where_there_is_no_room(site: Site, store: Watched) -> None:
+    """The prune is done by then; the next one removes them."""
+    with open_archive(URL, True) as archive:
+        ((old, new),) = archive.sessions().values()
+        for session in (old, new):
+            noting.checked(archive.storage, True, session.clear.session)
+    store.full = True
+    done, (said,) = pruned()
+    assert done.sessions == 1 and "want of room" in said
+    both = {session.clear.session.hex() for session in (old, new)}
+    assert notes.load(RemoteStorage(URL, store)).verified.keys() == both
+    store.full = False
+    pruned()
+    assert notes.load(RemoteStorage(URL, store)).verified.keys() == {new.clear.session.hex()}
     sound(site)
 
 

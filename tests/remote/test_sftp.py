@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from backup_vm.archive.lease import Lease
 from backup_vm.archive.storage import objects, open_storage
 from backup_vm.archive.storage import sftp_protocol as protocol
 from backup_vm.archive.storage.ssh import Channel
-from backup_vm.errors import ForbiddenError, SparsebakError
+from backup_vm.errors import ForbiddenError, NoRoomError, SparsebakError
 from tests.remote.kit import Server, know
 
 NAME, SESSION = "packs/ab/0123.pack", "volumes/cd/1.session"
@@ -131,6 +132,25 @@ def test_a_disk_that_is_full_there(start: Start, tmp_path: Path) -> None:
     again = open_storage(url)
     again.clean()
     assert there(tmp_path) == ["archive.toml"] and again.names("packs", ".uploading") == []
+
+
+def test_a_lease_where_it_is_full_and_has_no_hard_links(start: Start, tmp_path: Path) -> None:
+    """One that was only begun for want of room keeps nobody away, least of all whoever began it."""
+    storage, folder = open_storage(start("quota=1000")), tmp_path / "root/archive"
+    (folder / "locks").mkdir(parents=True)
+    (folder / "full").write_bytes(bytes(1000))
+    with pytest.raises(NoRoomError, match="likely full"):
+        Lease.acquire(storage.locks(), "PLACE", "backup")
+    lease = Lease.acquire(storage.locks(), "PLACE", "prune", makes_room=True)
+    lease.check()
+    assert storage.locks().list() == {}
+    with pytest.raises(NoRoomError, match="does not make the folder .*/packs") as raised:
+        storage.write(NAME, b"x")
+    assert "make room" in raised.value.hint
+    (folder / "full").unlink()
+    lease.check()
+    assert list(storage.locks().list()) == ["writer-1"]
+    lease.release()
 
 
 def test_a_server_that_takes_few_connections(start: Start) -> None:

@@ -201,6 +201,31 @@ def test_no_older_session_is_the_latest(tmp_path: Path, kind: str) -> None:
     )
 
 
+def test_copies_beside_sessions_are_no_sessions(site: Site, tmp_path: Path) -> None:
+    """Of a program that synchronises folders, say; one that is older than a prune, or damaged."""
+    for seed in range(3):
+        fill(site.image(), 5 * GRAIN + seed)
+        site.backup()
+    images, folder = site.images(), site.archive / "volumes" / volume_of(site)
+    files = sorted(folder.glob("*.session"))
+    for file in (files[0], files[2]):
+        (folder / f"{file.stem} (conflicted copy).session").write_bytes(file.read_bytes())
+    (folder / f"{files[2].stem} (2).session").write_bytes(b"x")
+    (folder / f"._{files[2].name}").write_bytes(b"\0\5\26\7\0\2")
+    with site.open(True) as archive:
+        prune(archive, [next(iter(archive.sessions().values()))[1]])
+    listed = [line.split()[1] for line in read(site, site.archive, "list").stdout.splitlines()]
+    assert listed == [name for at, name in enumerate(sorted(images)) if at != 1]
+    for at, name in enumerate([*listed, "latest"]):
+        target = tmp_path / f"image-{at}"
+        done = read(site, site.archive, "assemble", "work/private", name, str(target))
+        assert done.returncode == 0, done.stderr
+        assert target.read_bytes() == images[max(images) if name == "latest" else name]
+    files[2].write_bytes(files[0].read_bytes())
+    done = read(site, site.archive, "assemble", "work/private", "latest", str(tmp_path / "none"))
+    assert done.returncode == 1 and f"it holds {files[0].name}" in done.stderr
+
+
 def volume_of(site: Site, name: str = "work/private") -> str:
     with site.open() as archive:
         keys = site.keys(archive)

@@ -13,11 +13,10 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from backup_vm.archive.storage.objects import Overloaded, Unreachable
-from backup_vm.errors import ForbiddenError, SparsebakError
+from backup_vm.errors import ForbiddenError, NoRoomError, SparsebakError
 
 _KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 _REGION = "set AWS_REGION to the bucket's region{region}, and AWS_ENDPOINT_URL to its endpoint"
-_ROOM = "prune old sessions, or have the quota raised"
 _HINTS = {
     "NoSuchBucket": "make the bucket first, or correct the URL",
     "InvalidBucketName": "correct the bucket's name in the URL",
@@ -31,12 +30,11 @@ _HINTS = {
     "PermanentRedirect": _REGION,
     "TemporaryRedirect": _REGION,
     "IllegalLocationConstraintException": _REGION,
-    "QuotaExceeded": _ROOM,
-    "InsufficientStorage": _ROOM,
-    "XMinioStorageFull": _ROOM,
-    "XMinioAdminBucketQuotaExceeded": _ROOM,
     "EntityTooLarge": "the store takes only smaller objects",
 }
+_FULL = frozenset(
+    ("QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded")
+)
 _PASSING = frozenset(
     ("SlowDown", "RequestTimeout", "OperationAborted", "BadDigest", "IncompleteBody")
     + ("XAmzContentSHA256Mismatch", "TooManyRequests", "InternalError", "ServiceUnavailable")
@@ -115,6 +113,8 @@ def failure(text: str, name: str, ahead: Callable[[], float | None]) -> Exceptio
     said = parse(text)
     if not said.status and not said.code:
         return _not_reached(text)
+    if said.code in _FULL:  # with a status that forbids, in some stores
+        return NoRoomError(f"the object store refuses: {said}")
     if said.code in _PASSING or (said.status in _PASSING_STATUS and said.code not in _HINTS):
         return Overloaded(str(said))
     if said.code == "RequestTimeTooSkewed":

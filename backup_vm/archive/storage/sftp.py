@@ -18,7 +18,8 @@ from backup_vm import stopping
 from backup_vm.archive.storage import sftp_extensions as extensions
 from backup_vm.archive.storage import sftp_protocol as protocol
 from backup_vm.archive.storage.connections import Connections
-from backup_vm.archive.storage.objects import Changed, Entry, Objects, Space, Unreachable
+from backup_vm.archive.storage.objects import Changed, Entry, Objects, Unreachable
+from backup_vm.archive.storage.room import Room
 from backup_vm.archive.storage.sftp_folders import MOST, Folders
 from backup_vm.archive.storage.sftp_protocol import Attributes, Client, Refused, text
 from backup_vm.archive.storage.ssh import Host
@@ -196,11 +197,7 @@ class SftpHost(Objects):
             what, free = "the server's disk is full", f", {space.free} bytes are free"
         else:
             what, free = "the server's disk is likely full or read-only, or a quota used up", ""
-        return NoRoomError(
-            f"{self._host.name} cannot store more: {what} ({error}{free})",
-            "make room there, or prune old sessions, or where that needs room, too, a newest one"
-            " (prune QUBE/VOLUME --session latest); what was stored is kept",
-        )
+        return NoRoomError(f"{self._host.name} cannot store more: {what} ({error}{free})")
 
     @override
     def delete(self, name: str) -> None:
@@ -229,9 +226,18 @@ class SftpHost(Objects):
                 if error.code != protocol.FAILURE:
                     raise
                 # The answer of version 3 to all else, a name that exists among it: is it that?
-                client.ask(protocol.STAT, text(path), protocol.ATTRS)
+                try:
+                    client.ask(protocol.STAT, text(path), protocol.ATTRS)
+                except Refused as missing:
+                    if missing.code != protocol.NO_SUCH_FILE:
+                        raise
+                    raise self._not_written(client, error) from None
                 return False
-            self._fill(client, handle, raw)
+            try:
+                self._fill(client, handle, raw)
+            except (Refused, SparsebakError):  # an empty one would be somebody's who has begun
+                client.agreed(client.send(protocol.REMOVE, text(path)))
+                raise
         return True
 
     def _link(self, client: Client, path: bytes, raw: bytes) -> bool:
@@ -305,6 +311,6 @@ class SftpHost(Objects):
         self._elsewhere = frozenset()
 
     @override
-    def space(self) -> Space | None:
+    def space(self) -> Room | None:
         with self._asking() as client:
             return extensions.space(client, self._root)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from backup_vm.archive.storage import sftp_protocol as protocol
 from backup_vm.archive.storage.sftp_protocol import Attributes, Client, Refused, text
-from backup_vm.errors import ForbiddenError, SparsebakError
+from backup_vm.errors import ForbiddenError, NoRoomError, SparsebakError
 
 MOST = 20_000_000
 """Files in a listing beyond which it is taken for one without end."""
@@ -102,8 +102,10 @@ class Folders:
         return client.open(path, flags)
 
     def _no_folder(self, folder: bytes, refusal: Refused) -> SparsebakError:
-        kind = ForbiddenError if refusal.code == protocol.PERMISSION_DENIED else SparsebakError
-        return kind(
-            f"{self._host} does not make the folder {os.fsdecode(folder)}: {refusal}",
-            "name one in which this login may write",
-        )
+        kind: type[SparsebakError] = SparsebakError
+        hint = "name one in which this login may write"
+        if refusal.code == protocol.PERMISSION_DENIED:
+            kind = ForbiddenError
+        elif refusal.code == protocol.FAILURE:  # all that SFTP has for a full disk
+            kind, hint = NoRoomError, f"make room if its disk is full; if it is read-only, {hint}"
+        return kind(f"{self._host} does not make the folder {os.fsdecode(folder)}: {refusal}", hint)

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Leases where there is no room: what makes room begins all the same, and takes one later."""
 
+from pathlib import Path
+from unittest.mock import Mock
+
 import pytest
 
 from backup_vm.archive.lease import Lease
 from backup_vm.archive.storage.local import LocalStorage
-from backup_vm.errors import LockedError
+from backup_vm.errors import LockedError, NoRoomError
 from tests.faultfs import Fault, FaultFS
 from tests.unit.backup_vm.archive.test_lease import held
 
@@ -25,9 +28,25 @@ def test_on_a_full_disk_a_run_begins_all_the_same(faultfs: FaultFS, name: str) -
     faultfs.fail()
     other = Lease.acquire(storage.locks(), "PLACE", "backup")
     faultfs.fail(Fault("create", name))
-    with pytest.raises((LockedError, OSError)):
+    with pytest.raises(LockedError, match="PLACE is in use by another run"):
         Lease.acquire(storage.locks(), "PLACE", "prune")
     other.release()
+
+
+def test_a_lease_is_held_where_a_server_has_no_room_to_tell_its_age(tmp_path: Path) -> None:
+    """Not even for an empty file, as XFS and Btrfs may have none: what makes room does not begin
+    beside another run.
+    """
+    storage = LocalStorage(tmp_path / "archive")
+    storage.prepare()
+    other = Lease.acquire(storage.locks(), "PLACE", "backup")
+    full = Mock(wraps=storage.locks())
+    full.put.side_effect = full.create.side_effect = NoRoomError("HOST cannot store more")
+    with pytest.raises(LockedError, match="PLACE is in use by another run"):
+        Lease.acquire(full, "PLACE", "prune", makes_room=True)
+    other.check()
+    other.release()
+    Lease.acquire(full, "PLACE", "prune", makes_room=True).release()
 
 
 def test_a_run_that_began_without_takes_it_when_there_is_room(faultfs: FaultFS) -> None:
