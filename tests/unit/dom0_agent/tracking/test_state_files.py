@@ -6,10 +6,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from dom0_agent.admin import cli
+from dom0_agent.keyring import Keyring
+from dom0_agent.rpc.dispatch import Call
+from dom0_agent.rpc.volume_call import VolumeCall
 from dom0_agent.tracking.state import FORMAT, VolumeState, known_volumes
 from tests.faultfs import Fault, FaultFS
 from tests.kit import GRAIN, Site, fill
@@ -168,6 +172,12 @@ def test_a_state_that_cannot_be_read_is_no_reason_to_back_up_nothing(
     with pytest.raises(AssertionError) as caught:
         site.backup()
     assert "work/private" in str(caught.value) and "vault" not in str(caught.value)
+    # nor to drop a session, about which a thread of Extract asks every now and then
+    (archive,) = Keyring(site.state)
+    store = VolumeState(site.state, "work", "private")
+    on = VolumeCall(cast(Call, None), archive, store, None)
+    assert on.is_pending(bytes(16))
     faultfs.fail()
+    assert not on.is_pending(bytes(16))
     assert len(site.images("vault/private")) == 2
     site.backup()
