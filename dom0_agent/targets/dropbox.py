@@ -40,6 +40,11 @@ def waiting(state_dir: Path, qube: str, volume: str) -> tuple[Path, bool] | None
     return max(found, key=lambda path: path.stat().st_mtime_ns), older in found
 
 
+def unreadable(path: Path, error: OSError) -> Refused:
+    """The refusal for a document in the dropbox that the disk has lost."""
+    return Refused(Code.DAMAGED, f"{path} cannot be read: {error.strerror}; restore it again")
+
+
 class Dropped(FileReplacement):
     """A document on its way into the dropbox; see Replacement. It takes the place of the one
     before, newest or older; Refused for one that is too large.
