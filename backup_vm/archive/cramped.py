@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from backup_vm import failures
 from backup_vm.archive import catalog_file
 from backup_vm.archive.catalog import ChunkCatalog
-from backup_vm.archive.storage import TEMPORARY
+from backup_vm.archive.remembered import end_replacing
 from backup_vm.archive.storage.beneath import file_system
+from backup_vm.archive.storage.workspace import scratch_name
 from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
 from common.durable import closing_fd, sync_directory, sync_file
 
@@ -67,8 +68,12 @@ def _on_btrfs(folder: str) -> bool:
 def move_catalog(archive: "Archive") -> None:
     """Move the catalog aside; nothing happens where there is no other disk with room for it."""
     workspace = archive.storage.workspace
-    folder = catalog_file.folder_aside()
     try:
+        folder = catalog_file.folder_aside()
+    except OSError:  # that disk is as full
+        return
+    try:
+        end_replacing(archive)  # what a rebuild left is the catalog then
         workspace.database(catalog_file.NAME)  # DamagedError: SQLite must not see it, here or there
         path = catalog_file.copy(workspace, Path(folder.name))
         archive.storage.check()
@@ -91,11 +96,12 @@ def put_back(archive: "Archive") -> None:
     if catalog is None:
         return
     archive.cramped, archive.open_catalog = False, None
-    half = catalog_file.NAME + TEMPORARY
+    # Of no name under which one that is half written would be believed after a power cut: some file
+    # systems know its size before they have its contents.
+    half = scratch_name()
     catalog.close()
     try:
         archive.storage.check()
-        workspace.discard(half)
         archive.storage.sync()  # what was removed is free then
         with closing_fd(workspace.descriptor(half, create=True)) as fd:
             with open(catalog.path, "rb") as source, open(fd, "wb", closefd=False) as target:
