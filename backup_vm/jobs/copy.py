@@ -115,6 +115,8 @@ def _prepare(source: Archive, location: str, making: Making) -> str | None:
     """Make the copy if there is none yet, and note that there is one; returns why that could not be
     noted.
     """
+    if notes.place_of(location) == notes.place_of(source.storage.describe()):
+        raise SparsebakError(f"{location} is this archive itself", "name another place")
     try:
         known: bool | None = notes.remembers_copy(source.storage, location)
     except DamagedError:  # said when they are copied
