@@ -24,7 +24,7 @@ _OLDER = ".older"
 
 def place(state_dir: Path, qube: str, volume: str, older: bool = False) -> Path:
     """Where a restored document waits."""
-    return state_dir / "restored" / (f"{qube}.{volume}" + _OLDER * older)
+    return state_dir / "restored" / f"{qube}.{volume}{_OLDER if older else ''}"
 
 
 def waiting(state_dir: Path, qube: str, volume: str) -> tuple[Path, bool] | None:
