@@ -77,7 +77,8 @@ def _prune(archive: Archive, doomed: Iterable[Session], entirely: Collection[str
         _remove(archive, gone)
         kept = (s.clear.session for v in volumes.values() for s in v if s.file not in gone)
         chunks, space = reclaim(archive, candidates)
-        _forget_notes(archive, kept)  # now that there is room, if the disk was full
+        if not archive.damaged and not archive.lost:  # what is put back has its tags still
+            _forget_notes(archive, kept)  # now that there is room, if the disk was full
     return Pruned(len(gone), chunks, space, tuple(plan.refused))
 
 

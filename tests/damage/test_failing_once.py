@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from backup_vm.archive import notes, sessions
 from backup_vm.archive import prune as pruning
 from backup_vm.archive import reclaim as reclaiming
-from backup_vm.archive import sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.pack_writer import PackWriter
 from backup_vm.archive.prune import prune
@@ -95,6 +95,22 @@ def test_a_folder_that_cannot_be_listed_is_not_removed(
         assert {session.file for session in first} <= set(archive.session_files())
         assert other[0].file not in archive.session_files()
     _whole(stored)
+
+
+def test_what_cannot_be_read_keeps_its_tags(stored: Site, unseen: set[str]) -> None:
+    """It may be readable again, or put back, and a tag may be all that keeps it."""
+    with stored.open(True) as archive:
+        first, other = _series(archive)
+        tagged = first[0].clear.session
+
+        def tag(every: notes.Notes) -> None:
+            every.sessions[tagged.hex()] = notes.Note(frozenset({"kept"}))
+
+        notes.change(archive.storage, tag)
+        unseen.add(f"volumes/{first[0].volume}")
+        prune(archive, [other[0]])
+        unseen.clear()
+        assert notes.load(archive.storage).of(tagged).tags == {"kept"}
 
 
 def test_a_volume_that_nobody_can_list_is_not_called_removed(
