@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backup_vm.archive import catalog_file, naming, partial, reconcile, sessions
+from backup_vm.archive import catalog_file, losses, naming, partial, reconcile, sessions
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import Image, chain
@@ -177,6 +177,18 @@ class Archive:
             _ = self.catalog  # one that would have to be made first knows of none
         lost = [one for one in self.lost if volume in (None, naming.volume_of(one))]
         return [f"{self.storage.describe(name)} is missing" for name in lost]
+
+    def lost_newest(self, volume: str) -> str | None:
+        """A line if the newest session of a volume is known to be lost, also since an earlier run,
+        and none was stored since.
+        """
+        for line in self.missing(volume):
+            return line
+        catalog = None if self.storage.elsewhere else self.open_catalog
+        if catalog is None:
+            return None
+        lost = losses.lost_newest(catalog, self.session_files(volume)).get(volume)
+        return None if lost is None else f"{self.storage.describe(lost)} is missing"
 
     def partials(self) -> list[Partial]:
         """Partial sessions to be resumed, from where not all of their chunks are stored; when
