@@ -238,8 +238,9 @@ class Contents(NamedTuple):
         """See find_session. Raises DamagedError also where the latest is known to be lost."""
         session = find_session(volume, wanted)
         if wanted == "latest" and self._grant is None:
-            for line in self.archive.missing(volume.id):
-                raise _not_latest(volume, line)
+            lost = self.archive.lost_newest(volume.id)
+            if lost is not None:
+                raise _not_latest(volume, lost)
         return session
 
     def now(self) -> "Contents":

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backup_vm.archive import catalog_file, naming, partial, reconcile, sessions
+from backup_vm.archive import catalog_file, losses, naming, partial, reconcile, sessions
 from backup_vm.archive.catalog import ChunkCatalog
 from backup_vm.archive.format import NO_BASE
 from backup_vm.archive.image import Image, chain
@@ -47,6 +47,10 @@ class Archive:
         """Bytes of the packs of this run, if that was asked for; see pack_size.py."""
         self.left_dead = False
         """Whether a reclaim left space as it was, for want of room to give it back."""
+        self.left_listed = False
+        """Whether a reclaim left chunks in the catalog to which perhaps nothing refers, for want of
+        knowing it.
+        """
         self.touched: set[str] = set()
         """Files that this run changed under their names: packs by holes, sessions by merging."""
         self.damaged: dict[str, DamagedError] = {}
@@ -170,6 +174,18 @@ class Archive:
             _ = self.catalog  # one that would have to be made first knows of none
         lost = [one for one in self.lost if volume in (None, naming.volume_of(one))]
         return [f"{self.storage.describe(name)} is missing" for name in lost]
+
+    def lost_newest(self, volume: str) -> str | None:
+        """A line if the newest session of a volume is known to be lost, also since an earlier run,
+        and none was stored since.
+        """
+        for line in self.missing(volume):
+            return line
+        catalog = None if self.storage.elsewhere else self.open_catalog
+        if catalog is None:
+            return None
+        lost = losses.lost_newest(catalog, self.session_files(volume)).get(volume)
+        return None if lost is None else f"{self.storage.describe(lost)} is missing"
 
     def partials(self) -> list[Partial]:
         """Partial sessions to be resumed, from where not all of their chunks are stored; when

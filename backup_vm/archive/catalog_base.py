@@ -18,6 +18,8 @@ LASTING = ("retention", "waiting", "noted")
 """Keys of what nothing in the store tells again: a catalog that is made in the place of another one
 takes these values over. See holding.py and marks.py.
 """
+LOST = "lost:"
+"""Begins the keys of what ``losses`` remembers by volume, which is taken over, too."""
 _SEEN = "seen:"
 _LONGEST = 1 << 20
 """Bytes of a row, of which those that are written here have some hundred."""
@@ -212,9 +214,10 @@ class CatalogBase:
             self._db.execute("DELETE FROM meta WHERE key=?", (key,))
 
     def lasting(self) -> tuple[tuple[str, str], ...]:
-        """Keys and values of LASTING."""
+        """Keys and values of LASTING, and of those that begin with LOST."""
         found = ((key, self.meta(key)) for key in LASTING)
-        return tuple((key, value) for key, value in found if value is not None)
+        lost = tuple(self.meta_with(LOST).items())
+        return lost + tuple((key, value) for key, value in found if value is not None)
 
     def meta_with(self, prefix: str) -> dict[str, str]:
         """Remembered values whose keys begin with ``prefix``."""

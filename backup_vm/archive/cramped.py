@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from backup_vm import failures
 from backup_vm.archive import catalog_file
 from backup_vm.archive.catalog import ChunkCatalog
-from backup_vm.archive.storage import TEMPORARY
+from backup_vm.archive.remembered import end_replacing
 from backup_vm.archive.storage.beneath import file_system
+from backup_vm.archive.storage.workspace import scratch_name
 from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
 from common.durable import closing_fd, sync_directory, sync_file
 
@@ -69,9 +70,10 @@ def move_catalog(archive: "Archive") -> None:
     workspace = archive.storage.workspace
     try:
         folder = catalog_file.folder_aside()
-    except OSError:
+    except OSError:  # that disk is as full
         return
     try:
+        end_replacing(archive)  # what a rebuild left is the catalog then
         workspace.database(catalog_file.NAME)  # DamagedError: SQLite must not see it, here or there
         path = catalog_file.copy(workspace, Path(folder.name))
         archive.storage.check()
@@ -96,9 +98,12 @@ def put_back(archive: "Archive") -> None:
     """At the end: put it back. Where there is still no room for it, the next run makes it again."""
     import shutil  # 2 ms, for the programs that unpack archives
 
-    workspace, half = archive.storage.workspace, catalog_file.NAME + TEMPORARY
+    workspace = archive.storage.workspace
     catalog, there = archive.open_catalog, archive.moved(catalog_file.NAME)
     archive.cramped, archive.open_catalog = False, None
+    # Of no name under which one that is half written would be believed after a power cut: some file
+    # systems know its size before they have its contents.
+    half = scratch_name()
     if catalog is not None:
         there = catalog.path
         catalog.close()
@@ -106,7 +111,6 @@ def put_back(archive: "Archive") -> None:
         return
     try:
         archive.storage.check()
-        workspace.discard(half)
         archive.storage.sync()  # what was removed is free then
         with closing_fd(workspace.descriptor(half, create=True)) as fd:
             with open(there, "rb") as source, open(fd, "wb", closefd=False) as target:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from backup_vm.archive import derive, naming
 from backup_vm.archive.catalog import ChunkCatalog
+from backup_vm.archive.catalog_base import LOST
 from backup_vm.archive.listing import Listing
 
 if TYPE_CHECKING:
@@ -45,6 +46,33 @@ def name_lost(archive: "Archive", then: Mapping[str, int], now: Mapping[str, int
             " reclaims its space"
         )
         archive.alarms.append(archive.warnings[-1])
+
+
+def lost_newest(catalog: ChunkCatalog, sessions: Iterable[str]) -> dict[str, str]:
+    """The newest session that is known to be lost of each volume of which no newer one was stored
+    since, by the volume's id; given the session files that there are.
+    """
+    numbers: dict[str, int] = {}
+    for name in sessions:
+        volume = naming.volume_of(name)
+        numbers[volume] = max(numbers.get(volume, 0), naming.sequence_of(name))
+    return {
+        volume: name
+        for key, name in catalog.meta_with(LOST).items()
+        if naming.is_session(name)
+        and (volume := key.removeprefix(LOST)) == naming.volume_of(name)
+        and naming.sequence_of(name) > numbers.get(volume, 0)
+    }
+
+
+def _remember_lost(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> None:
+    """What is lost is named once: it is the latest of its volume until another one is stored."""
+    for name in archive.lost:
+        catalog.set_meta(LOST + naming.volume_of(name), name)
+    still = lost_newest(catalog, filter(naming.is_session, now.files))
+    for key in catalog.meta_with(LOST):
+        if key.removeprefix(LOST) not in still:
+            catalog.set_meta(key, None)
 
 
 def spoil(
@@ -84,6 +112,7 @@ def conclude(archive: "Archive", catalog: ChunkCatalog, now: Listing, lacking: s
         {n: UNREADABLE if n in archive.damaged else size for n, size in now.files.items()},
         now.seen(now.files),
     )
+    _remember_lost(archive, catalog, now)
     if not archive.damaged:
         catalog.marks.storing = False
     catalog.commit()

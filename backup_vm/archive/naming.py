@@ -67,6 +67,11 @@ def session_of(name: str) -> str:
     return stem.partition("-")[0] if is_unfinished(name) else stem.rpartition("-")[2]
 
 
+def sequence_of(name: str) -> int:
+    """The number of a session, by the name of its file."""
+    return int(name[41:].partition("-")[0])
+
+
 def volume_of(name: str) -> str:
     """Id, in hexadecimal, of the volume that a file below ``volumes`` belongs to."""
     return name.split("/")[1]
@@ -76,7 +81,7 @@ def sessions_in(names: Iterable[str]) -> list[str]:
     """Names of session files, in order of volume and sequence."""
     return sorted(
         filter(is_session, names),
-        key=lambda name: (volume_of(name), int(name[41:].partition("-")[0]), name),
+        key=lambda name: (volume_of(name), sequence_of(name), name),
     )
 
 

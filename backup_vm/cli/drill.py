@@ -133,14 +133,13 @@ def _chosen(context: Context, contents: "Contents") -> "list[tuple[Named, Sessio
     from backup_vm.archive import notes
     from backup_vm.errors import DamagedError, UsageError
     from backup_vm.jobs.drilling import turns
-    from backup_vm.volumes import find_session
 
     options = context.options
     if options.session is not None:
         if options.volume is None:
             raise UsageError("--session needs a volume", "name one: QUBE/VOLUME")
         volume = contents.one(options.volume)
-        return [(volume, find_session(volume, options.session))]
+        return [(volume, contents.find(volume, options.session))]
     volumes = contents.select(options.volume)
     context.warn_unread(contents, volumes)
     try:

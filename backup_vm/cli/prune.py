@@ -133,13 +133,13 @@ def _chosen(context: Context, contents: "Contents", rules: "Rules") -> "Removal"
     from backup_vm.jobs.guard import Guard
     from backup_vm.jobs.removal import Removal
     from backup_vm.jobs.thinning import judge
-    from backup_vm.volumes import find_session
 
     options, archive = context.options, contents.archive
     chosen = contents.select(*options.volumes)
     if options.session:
-        named = [(one, find_session(one, name)) for one in chosen for name in options.session]
-        return Removal(archive, named)
+        found = [(one, contents.find(one, name)) for one in chosen for name in options.session]
+        named = {session.file: (one, session) for one, session in found}  # two may mean the same
+        return Removal(archive, list(named.values()))
     pruning = context.config.pruning
     guard = Guard(options.max_removed, options.min_age).over(pruning.guard)
     verdicts = judge(contents, chosen, pruning, rules, options.until_free, guard)

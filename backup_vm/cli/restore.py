@@ -52,7 +52,7 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.volumes import Chosen, find_session
+    from backup_vm.volumes import Chosen
 
     context = Context(options)
     with context.contents() as contents:
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         entries = agent.list()
         due = []
         for volume in volumes:
-            session = find_session(volume, options.session)
+            session = contents.find(volume, options.session)
             qube, name = _target(volume, options.volume, options.to)
             latest = options.session == "latest"
             older = _is_older(volume, session, entries, latest)

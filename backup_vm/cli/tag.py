@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command."""
     from backup_vm.archive import notes
     from backup_vm.errors import UsageError
-    from backup_vm.volumes import Chosen, find_session
+    from backup_vm.volumes import Chosen
 
     context = Context(options)
     added, removed = (
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("nothing to do", "give --add, --remove or --note")
     with context.contents() as contents:
         chosen = [
-            Chosen(contents, volume, find_session(volume, options.session))
+            Chosen(contents, volume, contents.find(volume, options.session))
             for volume in contents.select(options.volume)
         ]
 

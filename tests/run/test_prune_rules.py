@@ -97,6 +97,8 @@ def test_without_rules_nothing_is_pruned(
         2, "prune", "work", "--session", names[0], "--keep-last", "1"
     )
     assert "which volumes" in commands.fails(2, "prune", "--session", names[0])
+    twice = commands.json("prune", "work", *("--session", names[0]) * 2, "--dry-run")
+    assert [one["session"] for one in twice["removed"]] == names[:1]
     assert "cannot be combined" in commands.fails(2, "prune", "--keep-default", "--keep-last", "1")
     assert "10%" in commands.fails(
         2, "prune", "--until-free", "lots", "--passphrase-file", str(commands.passphrase)

@@ -30,6 +30,11 @@ _SCRATCH = re.compile(r"scratch-[0-9a-f]{16}\.tmp")
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 
 
+def scratch_name() -> str:
+    """A name for a scratch file that must have one; ``clean`` removes what is left of it."""
+    return f"scratch-{os.urandom(8).hex()}{TEMPORARY}"
+
+
 class LocalWorkspace(Directory, Workspace):
     """A workspace in a folder: the archive's own, or one in the user's cache."""
 
@@ -177,7 +182,7 @@ class LocalWorkspace(Directory, Workspace):
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
                 raise
-            name = f"scratch-{os.urandom(8).hex()}{TEMPORARY}"
+            name = scratch_name()
             fd = self._beneath.create(root, name, 0o600)
             try:
                 with suppress(FileNotFoundError):  # a writer by another mount saw to it

@@ -80,12 +80,11 @@ class _Run:
         """
         from backup_vm.files.parser import Parser
         from backup_vm.jobs.files import VolumeFiles
-        from backup_vm.volumes import find_session
 
         options = self._context.options
         chosen = list(volume.sessions)
         if options.session != "all":
-            chosen = [find_session(volume, options.session)]
+            chosen = [contents.find(volume, options.session)]
         made: list[tuple[Session, Made]] = []
         parser = Parser()
         with parser, VolumeFiles(contents, volume, options.partition, parser) as files:
