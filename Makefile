@@ -90,7 +90,7 @@ bench-profile: setup packages
 
 # Fifty laptops and upkeep through a year. Some minutes.
 office: setup
-	SPARSEBAK_LAPTOPS=50 SPARSEBAK_WEEKS=53 $(VENV)/bin/pytest tests/upkeep/test_year.py -v
+	SPARSEBAK_LAPTOPS=50 SPARSEBAK_WEEKS=53 $(VENV)/bin/pytest tests/upkeep/test_year.py -v --timeout 0
 
 # What it costs to find and look at the archives of many machines.
 bench-office: setup

@@ -76,6 +76,15 @@ class ForbiddenError(SparsebakError):
 class NoRoomError(SparsebakError):
     """The place where the archive is has no room for more."""
 
+    def __init__(
+        self,
+        text: str,
+        hint: str = "make room there, or have the quota raised, or prune old sessions, or where"
+        " that needs room, too, a newest one (prune QUBE/VOLUME --session latest); what was stored"
+        " is kept",
+    ) -> None:
+        super().__init__(text, hint)
+
 
 class CannotLockError(SparsebakError):
     """The place where the archive is can keep nothing from being removed."""

@@ -135,35 +135,6 @@ def _from_records(series: list[Session], keys: AnyKeys | None) -> tuple[str, str
     return None
 
 
-def select(
-    volumes: list[Named],
-    names: list[str],
-    what: str = "the archive",
-    grant: Grant | None = None,
-) -> list[Named]:
-    """The volumes that ``QUBE``, ``QUBE/VOLUME`` or a volume id stand for; all when there are no
-    names. ``grant``: what they are opened with, where it is one.
-    """
-    if not names:
-        return volumes
-    chosen: list[Named] = []
-    for name in names:
-        found = [v for v in volumes if matches(name, v.qube, v.volume) or v.id == name]
-        if not found:
-            hint = "see: sparsebak list"
-            if grant is not None:
-                granted = ", ".join(v.name for v in volumes)
-                raise WrongKeyError(f"the grant is not for {name}", f"it is for {granted}")
-            if any(not v.qube for v in volumes):
-                hint = (
-                    "names are sealed: give --passphrase-file or --agent, or name a volume by its"
-                    " id from: sparsebak list"
-                )
-            raise SparsebakError(f"there is no volume {name} in {what}", hint)
-        chosen += [v for v in found if v not in chosen]
-    return chosen
-
-
 def matches(name: str, qube: str, volume: str) -> bool:
     """Whether ``QUBE`` or ``QUBE/VOLUME`` means this volume; raise UsageError for a name that
     nothing can have.
@@ -174,16 +145,6 @@ def matches(name: str, qube: str, volume: str) -> bool:
         return parse_name(name, "qube") == qube
     except BadName as error:
         raise UsageError(str(error)) from None
-
-
-def one(volumes: list[Named], name: str, grant: Grant | None = None) -> Named:
-    """The one volume a name stands for."""
-    found = select(volumes, [name], grant=grant)
-    if len(found) > 1:
-        raise UsageError(
-            f"{name} has several volumes: {', '.join(v.name for v in found)}", "name one of them"
-        )
-    return found[0]
 
 
 def needed(keys: AnyKeys | None) -> AnyKeys:
@@ -211,7 +172,11 @@ class Contents(NamedTuple):
 
     def one(self, name: str) -> Named:
         """The one volume a name stands for; raise SparsebakError."""
-        return one(self.volumes, name, self._grant)
+        found = self.select(name)
+        if len(found) > 1:
+            names = ", ".join(volume.name for volume in found)
+            raise UsageError(f"{name} has several volumes: {names}", "name one of them")
+        return found[0]
 
     def lost(self, id: str) -> Named | None:
         """A volume, by its id, that has sessions of which none can be read; None if it is none."""
@@ -220,12 +185,37 @@ class Contents(NamedTuple):
         return Named("", id, id, (), Notes()) if there and not known else None
 
     def select(self, *names: str | None) -> list[Named]:
-        """The volumes that names stand for; all where there is none, or only None. Raise
-        SparsebakError, also for an empty name, as of a variable that a script forgot to set: it
-        must not stand for all.
+        """The volumes that ``QUBE``, ``QUBE/VOLUME`` or a volume id stand for; all where there is
+        no name, or only None. Raise SparsebakError, also for an empty name, as of a variable that
+        a script forgot to set: it must not stand for all.
         """
-        chosen = [name for name in names if name is not None]
-        return select(self.volumes, chosen, grant=self._grant)
+        wanted = [name for name in names if name is not None]
+        if not wanted:
+            return self.volumes
+        chosen: list[Named] = []
+        for name in wanted:
+            found = [
+                volume
+                for volume in self.volumes
+                if matches(name, volume.qube, volume.volume) or volume.id == name
+            ]
+            if not found:
+                raise self._no_volume(name)
+            chosen += [volume for volume in found if volume not in chosen]
+        return chosen
+
+    def _no_volume(self, name: str) -> SparsebakError:
+        """What is wrong with a name that stands for none of the volumes."""
+        if self._grant is not None:
+            granted = ", ".join(volume.name for volume in self.volumes)
+            return WrongKeyError(f"the grant is not for {name}", f"it is for {granted}")
+        hint = "see: sparsebak list"
+        if any(not volume.qube for volume in self.volumes):
+            hint = (
+                "names are sealed: give --passphrase-file or --agent, or name a volume by its id"
+                " from: sparsebak list"
+            )
+        return SparsebakError(f"there is no volume {name} in the archive", hint)
 
     @property
     def _grant(self) -> Grant | None:
@@ -254,7 +244,7 @@ class Contents(NamedTuple):
         return session
 
     def now(self) -> "Contents":
-        """The same, with the sessions that are there now."""
+        """These contents, with the sessions that are there now."""
         told = {one.id: (one.qube, one.volume) for one in self.volumes if one.qube}
         return self._replace(volumes=stored_volumes(self.archive, self.keys, told))
 
@@ -316,15 +306,14 @@ def find_session(volume: Named, wanted: str) -> Session:
             raise _not_latest(volume, str(volume.newer))
         return volume.sessions[-1]
     found = [session for session in volume.sessions if session.name == wanted]
-    found = (
-        found
-        or [s for s in volume.sessions if wanted in volume.notes.of(s.clear.session).tags][-1:]
-    )
+    if not found:
+        of = volume.notes.of
+        found = [one for one in volume.sessions if wanted in of(one.clear.session).tags][-1:]
     if not found:
         found = [
-            s
-            for s in volume.sessions
-            if s.name.startswith(wanted) or s.clear.session.hex() == wanted
+            one
+            for one in volume.sessions
+            if one.name.startswith(wanted) or one.clear.session.hex() == wanted
         ]
     if not found and any(wanted in (s.name, s.clear.session.hex()) for s in volume.closed):
         raise WrongKeyError(

@@ -230,7 +230,11 @@ def operations(folder: Path) -> dict[str, Callable[[], object]]:
     }
 
 
-def main() -> None:
+Table = dict[str, list[tuple[float, float]]]
+"""By operation: seconds and MiB, for each size."""
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.scale")
     parser.add_argument(
         "--sizes",
@@ -245,12 +249,16 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path)
     parser.add_argument("--no-write", action="store_true")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = _options()
     # packs are sparse here, and would be taken for holes
     mock.patch.object(LocalStorage, "allocated", lambda self, name: self.size(name)).start()
     mock.patch.object(LocalStorage, "has_holes", lambda *_: False).start()
+    table: Table = {}
     sizes = [tuple(int(word) for word in pair.split(":")) for pair in options.sizes.split(",")]
-    table: dict[str, list[tuple[float, float]]] = {}
     for chunks, count in sizes:
         work = Path(tempfile.mkdtemp(prefix="sparsebak-scale-", dir=options.work))
         try:
@@ -264,6 +272,16 @@ def main() -> None:
                 )
         finally:
             shutil.rmtree(work, ignore_errors=True)
+    text = _report(sizes, table)
+    print(text)
+    if not options.no_write:
+        result = Path(__file__).parent / "results" / f"scale-{datetime.date.today()}.md"
+        result.write_text(f"{text}\n![Time and memory against size]({result.stem}.svg)\n")
+        plot([chunks for chunks, _ in sizes], table, result.with_suffix(".svg"))
+
+
+def _report(sizes: list[tuple[int, ...]], table: Table) -> str:
+    """The page, without the picture."""
     heads = [
         f"{chunks:,} chunks ({chunks * CHUNK / (1 << 40):.2f} TiB), {count:,} sessions"
         for chunks, count in sizes
@@ -281,12 +299,7 @@ def main() -> None:
     chunks_of = [chunks for chunks, _ in sizes]
     lines += ["", *(f"- {line}" for line in growth(chunks_of, table))]
     lines += ["", *(f"- {line}" for line in planned(chunks_of, table))]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if not options.no_write:
-        result = Path(__file__).parent / "results" / f"scale-{datetime.date.today()}.md"
-        result.write_text(f"{text}\n![Time and memory against size]({result.stem}.svg)\n")
-        plot([chunks for chunks, _ in sizes], table, result.with_suffix(".svg"))
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

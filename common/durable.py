@@ -23,9 +23,12 @@ def closing_fd(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
-UNREADABLE = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG})
-"""What opening or reading a file answers when the disk has lost it: a bad sector; damage to what
-XFS or ext4 keep of it.
+UNREADABLE = frozenset(
+    {errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EREMOTEIO, errno.ENODATA, errno.EILSEQ}
+)
+"""What opening or reading a file answers when the disk has lost it: a bad sector, in the disk's own
+words where a file system hands them on (Linux, block/blk-core.c: ENODATA is a medium's error);
+damage to what XFS or ext4 keep of it.
 """
 NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 """What file systems answer that cannot write past the page cache, or not this: then it goes
@@ -41,7 +44,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def sync_directory_fd(fd: int) -> None:
-    """The same for an open directory.
+    """Make renames and removals in an open directory durable.
 
     Some network and FUSE file systems refuse fsync of a folder as such (seen: EINVAL, ENOTSUP):
     their renames are as durable as they ever get. Any other error (EIO) is a failed write.
@@ -68,6 +71,19 @@ def sync_file(fd: int) -> None:
             f"its file system cannot bring files to disk (fsync: {error.strerror}); keep the"
             " archive on another one",
         ) from None
+
+
+def still_named(fd: int) -> bool:
+    """Whether an open file has a name still; where it has none, or where that cannot be known, it
+    is closed, and with that its lock given up.
+    """
+    named = False
+    try:
+        named = os.fstat(fd).st_nlink > 0
+    finally:
+        if not named:
+            os.close(fd)
+    return named
 
 
 def pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> None:
@@ -136,7 +152,7 @@ def lock(path: Path, shared: bool = False, patience: float = 0.0) -> int:
 
 
 def lock_fd(fd: int, shared: bool = False, patience: float = 0.0) -> int:
-    """The same for an open file, which is returned; it is closed when an error is raised."""
+    """Lock an open file as ``lock`` does, and return it; it is closed when an error is raised."""
     # flock(2) waits without a limit, and an alarm would be for the main thread alone. So it is
     # asked again and again; most locks here are held for milliseconds.
     deadline = time.monotonic() + patience

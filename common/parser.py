@@ -2,18 +2,45 @@
 """argparse for commands that are short."""
 
 import argparse
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that asks for the terminal's width when it prints help, and not before."""
+    """A parser that asks for the terminal's width when it prints help, and not before, and whose
+    --help and --version fail where they cannot be printed; argparse ignores that.
+    """
 
     def __init__(self, **settings: Any) -> None:
         # Of each option that is declared argparse makes its line of help, to see whether that can
         # be made. Without a width it asks for that, and imports shutil: 2 ms, for the programs
         # that unpack archives.
         super().__init__(**settings, formatter_class=partial(argparse.HelpFormatter, width=80))
+
+    def add_commands(
+        self, package: str, there: Sequence[str], words: Sequence[str]
+    ) -> Mapping[str, argparse.ArgumentParser]:
+        """Declare the commands of a package, one module each with ``add_to(commands)``: those among
+        ``words``, if any is, and none where they ask for the version, for to import all takes time.
+        Their parsers, by name.
+        """
+        commands = self.add_subparsers(
+            dest="command", required=True, metavar="COMMAND", prog=self.prog
+        )
+        named = [name for name in there if name in words]
+        for name in named or ([] if words == ["--version"] else there):
+            importlib.import_module(f"{package}.{name.replace('-', '_')}").add_to(commands)
+        return commands.choices
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is not sys.stdout:
+            super()._print_message(message, file)
+            return
+        file.write(message)
+        file.flush()
 
     def format_help(self) -> str:
         """The help."""

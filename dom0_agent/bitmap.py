@@ -29,7 +29,7 @@ _SELECTED = tuple(bytes(byte >> bit & 1 for bit in range(8)) for byte in range(2
 _LOW = bytes(sum((byte >> 2 * pair & 3 > 0) << pair for pair in range(4)) for byte in range(256))
 """By a byte: a bit for each two of its bits, set where one of them is, in the lower half."""
 _HIGH = bytes(half << 4 for half in _LOW)
-"""The same in the upper half."""
+"""By a byte: the bits of _LOW, in the upper half."""
 
 
 class BitmapHead(Structure, compiled=COMPILED):

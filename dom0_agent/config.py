@@ -88,7 +88,7 @@ class Volume(_Volume):
         dedup_domain: bytes = bytes(DEDUP_DOMAIN_SIZE),  # noqa: B008
         identity: str = "",
     ) -> Self:
-        """Without an ``identity`` that of a qube which has no other."""
+        """Without an ``identity`` it is the qube's name, as of one that never had another."""
         return super().__new__(cls, qube, volume, pool, vid, live, dedup_domain, identity or qube)
 
     @property

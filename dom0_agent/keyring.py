@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.durable import UNREADABLE
 from dom0_agent.log import ERROR, log
 from wire import CHUNK_SIZES, FORMAT, other_format
 from wire.chunks import KEY_SIZE, SUITE_BLAKE2B, SUITES, DomainKeys, Keys
@@ -56,7 +57,9 @@ class ArchiveKey(_Fields):
         """The master key; Refused when it is not the one that was kept."""
         try:
             key = (self.directory / "key").read_bytes()
-        except FileNotFoundError:
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) and error.errno not in UNREADABLE:
+                raise
             key = b""
         if len(key) != KEY_SIZE or self.key_check not in ("", digest(key)):
             raise Refused(

@@ -29,7 +29,7 @@ NO_SESSION = bytes(16)
 """What stands for the id of a session where there is none."""
 
 NO_ARCHIVE = bytes(16)
-"""The same for the id of an archive."""
+"""What stands for the id of an archive where there is none."""
 
 CLAIMED_SEQUENCE = (1 << 32) + (1 << 20)
 """Sequence number that an archive may claim for a session that dom0 does not know of, at most: from

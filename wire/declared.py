@@ -37,7 +37,7 @@ def declaration(structure: type[Structure]) -> Struct:
 
 
 of = declaration
-"""The same, as annotations say it: ``of(Entry)[this.count]``."""
+"""The declaration, as annotations name it: ``of(Entry)[this.count]``."""
 
 
 def _fields(structure: type[Structure]) -> Iterator[Construct]:

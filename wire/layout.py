@@ -141,7 +141,7 @@ class Structure:
         vars(self).update({name: whole[name] for name in cls.fields})
 
     def replaced(self, **values: Any) -> Self:
-        """The same with other values of these fields."""
+        """A structure with other values of these fields."""
         return type(self)(**{**vars(self), **values})
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:

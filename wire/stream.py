@@ -41,7 +41,7 @@ def read_exactly(stream: Reader, size: int) -> bytes:
 
 
 def read_view(stream: Reader, size: int) -> bytes | memoryview:
-    """The same, not copied where the stream has it in one piece."""
+    """As read_exactly, without a copy where the stream has the bytes in one piece."""
     data = stream.read(size)
     if len(data) == size:
         return data

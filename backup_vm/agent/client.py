@@ -258,8 +258,8 @@ class Agent:
         chunks: int,
         feed: Callable[[IO[bytes], Callable[[], Wanted]], None],
     ) -> tuple[Status, Wanted]:
-        """The same with what differs from the volume's present contents alone, by what dom0 knows
-        of them: of an image of ``chunks`` chunks those that it wanted are returned, too.
+        """As ``restore``, but only what differs from the volume's present contents is sent, by what
+        dom0 knows of them. Returns, too, which chunks it wanted, of an image of so many.
         """
         told = _Told(chunks)
         request = Request(archive=self._archive, flags=REQUEST_DIFFERING)

@@ -88,23 +88,31 @@ def move_catalog(archive: "Archive") -> None:
     archive.temporary, archive.cramped = folder, True
 
 
+def _half_written(path: Path) -> bool:
+    """Whether a journal is beside it that nobody has played back."""
+    journal = path.with_name(path.name + catalog_file.JOURNAL)
+    return journal.exists() and journal.stat().st_size > 0
+
+
 def put_back(archive: "Archive") -> None:
     """At the end: put it back. Where there is still no room for it, the next run makes it again."""
     import shutil  # 2 ms, for the programs that unpack archives
 
-    catalog, workspace = archive.open_catalog, archive.storage.workspace
-    if catalog is None:
-        return
-    archive.cramped, archive.open_catalog = False, None
     # Of no name under which one that is half written would be believed after a power cut: some file
     # systems know its size before they have its contents.
-    half = scratch_name()
-    catalog.close()
+    workspace, half = archive.storage.workspace, scratch_name()
+    catalog, there = archive.open_catalog, archive.moved(catalog_file.NAME)
+    archive.cramped, archive.open_catalog = False, None
+    if catalog is not None:
+        there = catalog.path
+        catalog.close()
+    elif there is None or _half_written(there):
+        return
     try:
         archive.storage.check()
         archive.storage.sync()  # what was removed is free then
         with closing_fd(workspace.descriptor(half, create=True)) as fd:
-            with open(catalog.path, "rb") as source, open(fd, "wb", closefd=False) as target:
+            with open(there, "rb") as source, open(fd, "wb", closefd=False) as target:
                 shutil.copyfileobj(source, target, 1 << 20)
             sync_file(fd)
         path = workspace.database(catalog_file.NAME)

@@ -55,32 +55,45 @@ def derived(
         return ChunkCatalog.create(path, archive.parameters.archive), {}
     from backup_vm.archive.gathering import Gathering  # most runs rebuild nothing
 
-    workspace = archive.storage.workspace
     if archive.writing and path.name.endswith(TEMPORARY):
-        warned = len(archive.warnings)
-        for again in (False, True):
-            try:
-                place = _place_to_resume(archive, names)
-                with Gathering.at(place, archive.parameters.archive, names, again) as gathering:
-                    catalog, lacking = _derived(archive, path, names, doubts, gathering)
-                # What was found there says of no chunk that it is lost: then all packs are read
-                # again, and that reading is resumed, too, if it is cut off.
-                if not gathering.resumed or gathering.again or not any(lacking.values()):
-                    return catalog, lacking
-                catalog.close()
-                full = False
-            except sqlite3.DatabaseError as error:
-                full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
-                if not full and not (catalog_file.is_damage(error) and place.exists()):
-                    raise
-            workspace.discard(GATHERED)
-            del archive.warnings[warned:]
-            if full:
-                break
+        found = _resumable(archive, path, names, doubts)
+        if found is not None:
+            return found
     with catalog_file.folder_aside() as folder:
         place = Path(folder) / GATHERED
         with Gathering.at(place, archive.parameters.archive, {}) as gathering:
             return _derived(archive, path, names, doubts, gathering)
+
+
+def _resumable(
+    archive: "Archive", path: Path, names: Mapping[str, int], doubts: Doubts
+) -> tuple[ChunkCatalog, dict[str, int]] | None:
+    """As ``derived``, by what is gathered beside the catalog, so that a rebuild that is cut off is
+    resumed; None where that disk is full, or what is gathered is damaged again and again.
+    """
+    from backup_vm.archive.gathering import Gathering
+
+    warned = len(archive.warnings)
+    for again in (False, True):
+        try:
+            place = _place_to_resume(archive, names)
+            with Gathering.at(place, archive.parameters.archive, names, again) as gathering:
+                catalog, lacking = _derived(archive, path, names, doubts, gathering)
+            # What was found there says of no chunk that it is lost: then all packs are read
+            # again, and that reading is resumed, too, if it is cut off.
+            if not gathering.resumed or gathering.again or not any(lacking.values()):
+                return catalog, lacking
+            catalog.close()
+            full = False
+        except sqlite3.DatabaseError as error:
+            full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+            if not full and not (catalog_file.is_damage(error) and place.exists()):
+                raise
+        archive.storage.workspace.discard(GATHERED)
+        del archive.warnings[warned:]
+        if full:
+            break
+    return None
 
 
 def _place_to_resume(archive: "Archive", names: Mapping[str, int]) -> Path:
@@ -108,7 +121,7 @@ def _derived(
     _gather(archive, names, gathering)
     files = references.files(archive)
     numbers = {name: number for number, name in enumerate(files)}
-    for name, column in _columns(archive, files):
+    for name, column in columns(archive, files):
         gathering.add_listed(numbers[name], column[column.any(axis=1)])
     path.unlink(missing_ok=True)
     catalog = ChunkCatalog.create(path, archive.parameters.archive)
@@ -214,11 +227,14 @@ def unlisted(archive: "Archive", catalog: ChunkCatalog, names: Iterable[str]) ->
 
 
 def _ids(archive: "Archive", names: Iterable[str]) -> Iterator[tuple[str, list[bytes]]]:
-    for name, column in _columns(archive, names):
+    for name, column in columns(archive, names):
         yield name, split(column)
 
 
-def _columns(archive: "Archive", names: Iterable[str]) -> "Iterator[tuple[str, Ids]]":
+def columns(archive: "Archive", names: Iterable[str]) -> "Iterator[tuple[str, Ids]]":
+    """The chunk ids in these files that refer to chunks, in slices: uint8[n, 32], each with its
+    file's name. None come from where one cannot be read, which is noted.
+    """
     names = list(names)
     with suppress(FileNotFoundError):
         archive.storage.fetch([name for name in names if naming.is_session(name)])

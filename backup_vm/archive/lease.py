@@ -272,7 +272,7 @@ class Lease:
 
     def check(self) -> None:
         """Raise LockedError when the lease is lost, or may be: nothing must be written then."""
-        if self._without:
+        if self._without and not self._end.is_set():
             self._take_late()
         if self.name and not self._lost:
             if self._clocks.boot() - self._sure >= _HALF:

@@ -224,20 +224,19 @@ def copy(source: "Archive", target: "Archive") -> Iterator[str]:
     own, wanted = source.parameters.archive, set(map(of_session, target.session_files()))
     lacking = wanted.intersection(names_in(source.storage)).difference(names_in(target.storage))
     for volume in sorted(set(map(naming.volume_of, lacking))):
-        found = list(load_all(source.storage, volume, own))
-        here = {one.id: one for one in found if isinstance(one, NameFile)}
+        loaded = list(load_all(source.storage, volume, own))
+        yield from (str(one) for one in loaded if isinstance(one, DamagedError))
+        found = [one for one in loaded if isinstance(one, NameFile)]
+        here = {one.id: one for one in found}
         for there in load_all(target.storage, volume, own):
             if isinstance(there, NameFile):
                 here.pop(there.id, None)
-        for one in found:
-            if isinstance(one, DamagedError):
-                yield str(one)
-            elif one.name in lacking:
-                try:
-                    if _send(source, target, one, here):
-                        here.pop(one.id, None)
-                except DamagedError as error:
-                    yield str(error)
+        for one in (one for one in found if one.name in lacking):
+            try:
+                if _send(source, target, one, here):
+                    here.pop(one.id, None)
+            except DamagedError as error:
+                yield str(error)
 
 
 def _send(source: "Archive", target: "Archive", one: NameFile, here: dict[bytes, NameFile]) -> bool:

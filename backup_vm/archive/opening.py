@@ -16,8 +16,8 @@ from backup_vm.archive.listing import Listing
 from backup_vm.archive.marks import Marks
 from backup_vm.archive.parameters import NAME, Parameters
 from backup_vm.archive.parameters import load as load_parameters
-from backup_vm.archive.storage import Storage, open_storage
-from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
+from backup_vm.archive.storage import Storage, is_remote, open_storage
+from backup_vm.errors import DamagedError, ForbiddenError, NoRoomError, SparsebakError
 
 _REMOVING = reserve.MAKING_ROOM - {"scrub"}
 """Commands that do make room: scrub reads all and makes none."""
@@ -69,7 +69,7 @@ def _locked_if_writable(
     if storage.writable():
         try:
             return locked.enter_context(_locked(storage, True, command)), True
-        except ForbiddenError:
+        except (ForbiddenError, NoRoomError):
             pass
         except OSError as error:
             if error.errno not in _REFUSALS:
@@ -223,6 +223,7 @@ def create_archive(location: str | Path, parameters: Parameters) -> bool:
     """
     storage = open_storage(location)
     _none_yet(storage)
+    _require_outside_others(location)
     storage.prepare()
     if parameters.retention:
         holding.require(storage, parameters.retention)
@@ -235,6 +236,26 @@ def create_archive(location: str | Path, parameters: Parameters) -> bool:
         with stopping.closing():
             lease.release()
     return lease.conditional
+
+
+def _require_outside_others(location: str | Path) -> None:
+    """Raise SparsebakError for a folder of another archive: what is there is lost with it, and is
+    in the way of what keeps that one.
+    """
+    if is_remote(location):
+        return
+    for folder in Path(os.path.realpath(location)).parents:
+        if not (folder / NAME).is_file():
+            continue
+        try:
+            with closing(open_storage(folder)) as storage:
+                label = load_parameters(storage).label
+        except (SparsebakError, OSError):
+            continue  # somebody's file of that name
+        raise SparsebakError(
+            f"{location} is in the archive {folder} ({label}), and would be lost with it",
+            "name another place",
+        )
 
 
 def _none_yet(storage: Storage) -> None:

@@ -12,7 +12,7 @@ that is so nothing is given back, and what a session that is kept may need of it
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import IO, NamedTuple
 
 from backup_vm import failures
@@ -56,15 +56,48 @@ def prune(
 
 def _prune(archive: Archive, doomed: Iterable[Session], entirely: Collection[str]) -> Pruned:
     asked = frozenset(session.file for session in doomed)
-    marks = archive.catalog.marks
-    if not asked and not marks.unclaimed and not entirely:
+    if not asked and not archive.catalog.marks.unclaimed and not entirely:
         return Pruned(0, 0, 0)
     volumes = archive.sessions()
-    gone, refused = set[str](), list[str]()
+    plan = _plan(archive, volumes, asked, entirely)
+    gone = plan.gone
+    if plan.refused and not gone:
+        raise DamagedError(f"nothing was pruned: {plan.refused[0]}", "run: sparsebak scrub")
+    if gone:
+        archive.catalog.marks.reclaiming = True
+    with closing(archive.storage.workspace.scratch()) as candidates:
+        for run, successor in plan.groups:
+            _merge(archive, run, successor, candidates)
+        if gone - asked:  # damaged: nobody knows which chunks they listed, so that any may be free
+            for ids, _ in archive.catalog.lengths():
+                candidates.write(ids)
+        _hand_on_spoilt(archive, plan.groups, gone, volumes)
+        _remove(archive, gone)
+        kept = (s.clear.session for v in volumes.values() for s in v if s.file not in gone)
+        chunks, space = reclaim(archive, candidates)
+        _forget_notes(archive, kept)  # now that there is room, if the disk was full
+    return Pruned(len(gone), chunks, space, tuple(plan.refused))
+
+
+class _Plan(NamedTuple):
+    """The files that go; runs of sessions among them, each with the one that takes them over; and
+    why volumes are left as they are.
+    """
+
+    gone: set[str]
+    groups: list[tuple[list[Session], Session | None]]
+    refused: list[str]
+
+
+def _plan(
+    archive: Archive,
+    volumes: Mapping[str, list[Session]],
+    asked: frozenset[str],
+    entirely: Collection[str],
+) -> _Plan:
     # of which no session can be read: nothing builds on what is damaged there
     lost = set(entirely) - volumes.keys()
-    gone |= {name for name in archive.damaged if naming.volume_of(name) in lost}
-    groups: list[tuple[list[Session], Session | None]] = []
+    plan = _Plan({name for name in archive.damaged if naming.volume_of(name) in lost}, [], [])
     for volume, series in volumes.items():
         mine = asked.intersection(session.file for session in series)
         if not mine:
@@ -77,32 +110,22 @@ def _prune(archive: Archive, doomed: Iterable[Session], entirely: Collection[str
             found = list(merge.groups(series, mine))
             _check(archive, found)
         except DamagedError as error:
-            refused.append(str(error))
+            plan.refused.append(str(error))
             continue
-        groups += found
-        gone |= mine | takes
-    if refused and not gone:
-        raise DamagedError(f"nothing was pruned: {refused[0]}", "run: sparsebak scrub")
-    if gone:
-        marks.reclaiming = True
-    with closing(archive.storage.workspace.scratch()) as candidates:
-        for run, successor in groups:
-            _merge(archive, run, successor, candidates)
-        if gone - asked:  # damaged: nobody knows which chunks they listed, so that any may be free
-            for ids, _ in archive.catalog.lengths():
-                candidates.write(ids)
-        _hand_on_spoilt(archive, groups, gone, volumes)
-        for volume in sorted(set(map(naming.volume_of, gone))):
-            name_index.hand_on(archive, volume, gone)
-        archive.catalog.forget_files(gone)  # first, or they would be called lost after a crash
-        archive.storage.remove(*naming.sessions_in(gone)[::-1])
-        name_index.clean(archive)
-        for name in gone:
-            archive.damaged.pop(name, None)
-        kept = (s.clear.session for v in volumes.values() for s in v if s.file not in gone)
-        chunks, space = reclaim(archive, candidates)
-        _forget_notes(archive, kept)  # now that there is room, if the disk was full
-    return Pruned(len(gone), chunks, space, tuple(refused))
+        plan.groups.extend(found)
+        plan.gone.update(mine, takes)
+    return plan
+
+
+def _remove(archive: Archive, gone: Collection[str]) -> None:
+    """Remove session files, of each volume the newest first, and their indexes of names."""
+    for volume in sorted(set(map(naming.volume_of, gone))):
+        name_index.hand_on(archive, volume, gone)
+    archive.catalog.forget_files(gone)  # first, or they would be called lost after a crash
+    archive.storage.remove(*naming.sessions_in(gone)[::-1])
+    name_index.clean(archive)
+    for name in gone:
+        archive.damaged.pop(name, None)
 
 
 def _may_go(
@@ -135,12 +158,11 @@ def _may_go(
 
 def _forget_notes(archive: Archive, kept: Iterable[bytes]) -> None:
     try:
-        noting.changed(archive, lambda every: every.keep_only(kept))
-    except DamagedError:  # reported whenever they are read
-        pass
+        with suppress(DamagedError):  # reported whenever they are read
+            noting.changed(archive, lambda every: every.keep_only(kept))
     except (OSError, NoRoomError) as error:
         # What others write may have taken the room already, and some stores count what was removed
-        # later. Those of sessions that are gone say nothing; the next prune removes them.
+        # later. Notes of sessions that are gone say nothing, and the next prune removes them.
         if not failures.no_room(error):
             raise
 

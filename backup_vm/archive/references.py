@@ -60,7 +60,7 @@ def ids(archive: "Archive", name: str) -> "Iterator[Ids]":
 
 
 def proven_ids(archive: "Archive", name: str) -> "Iterator[Ids]":
-    """The same, and the file is compared with its digest on the way: one reading. Raises
+    """As ``ids``, and the file is compared with its digest on the way, in one reading. Raises
     DamagedError at its end, too.
     """
     if not naming.is_session(name):

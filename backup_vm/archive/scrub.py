@@ -6,17 +6,17 @@ key is needed.
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from backup_vm.archive import (
     catalog_file,
+    derive,
     losses,
     name_index,
     naming,
     notes,
     packs,
     reconcile,
-    references,
     sessions,
 )
 from backup_vm.archive.archive import Archive
@@ -25,10 +25,6 @@ from backup_vm.archive.pack_check import Checked, check
 from backup_vm.errors import DamagedError, ForbiddenError
 from backup_vm.terminal.progress import Progress
 from common.pipeline import in_order
-from wire.chunks import ZERO_ID
-
-if TYPE_CHECKING:
-    from backup_vm.archive.columns import Ids
 
 
 class Finding(NamedTuple):
@@ -282,27 +278,21 @@ def _note_rotten(archive: Archive, pack: str, offsets: list[int]) -> None:
 
 def _users(archive: Archive, wanted: set[bytes]) -> dict[bytes, tuple[str, ...]]:
     """Of each of these chunks the session files that list it."""
-    users: dict[bytes, list[str]] = {chunk_id: [] for chunk_id in wanted}
-    for name in archive.session_files():
-        found = set[bytes]()
-        for ids in _readable_ids(archive, name):
-            found.update(wanted.intersection(split(ids)))
-        for chunk_id in found:
-            users[chunk_id].append(name)
+    users: dict[bytes, dict[str, None]] = {chunk_id: {} for chunk_id in wanted}
+    for name, ids in derive.columns(archive, _readable(archive)):
+        for chunk_id in wanted.intersection(split(ids)):
+            users[chunk_id][name] = None
     return {chunk_id: tuple(names) for chunk_id, names in users.items()}
 
 
 def _missing(archive: Archive) -> Iterator[Finding]:
     """Chunks that a session lists and no pack holds."""
-    readable = (split(ids) for n in archive.session_files() for ids in _readable_ids(archive, n))
-    if archive.catalog.complete(readable):
+    catalog, names = archive.catalog, _readable(archive)
+    if catalog.complete(split(ids) for _, ids in derive.columns(archive, names)):
         return
-    for name in archive.session_files():
-        lacking = 0
-        for ids in _readable_ids(archive, name):
-            lacking += archive.catalog.lacking(set(split(ids)) - {ZERO_ID})
+    for name, lacking in derive.lacking_in(archive, catalog, names).items():
         if lacking:
-            losses.spoil(archive.catalog, [name], archive.sessions(naming.volume_of(name)))
+            losses.spoil(catalog, [name], archive.sessions(naming.volume_of(name)))
             yield Finding(
                 name,
                 f"{archive.storage.describe(name)}: {lacking} of its chunks are missing or damaged",
@@ -310,11 +300,6 @@ def _missing(archive: Archive) -> Iterator[Finding]:
             )
 
 
-def _readable_ids(archive: Archive, name: str) -> "Iterator[Ids]":
-    """The ids in a session file, none from where it cannot be read; that has been found already."""
-    if name in archive.damaged:
-        return
-    try:
-        yield from references.ids(archive, name)
-    except (DamagedError, OSError) as error:
-        archive.note_damage(name, error)
+def _readable(archive: Archive) -> list[str]:
+    """Session files, without those that have been found damaged already."""
+    return [name for name in archive.session_files() if name not in archive.damaged]

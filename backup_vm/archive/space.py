@@ -88,6 +88,7 @@ class Account:
         # Where a chunk stands in the account, for each entry: half of the memory, where that does.
         self._none: Indexes = np.empty(0, np.int32 if end < 1 << 31 else np.int64)
         self._by_session: dict[str, Indexes] = {}
+        self._uncounted: set[str] = set()
         self._places: dict[str, int] = {}
         self._builders: dict[tuple[str, bytes], list[int]] = defaultdict(list)
         for volume, series in volumes.items():
@@ -109,6 +110,7 @@ class Account:
                 found[at:end] = self._indexes(ids)
         except DamagedError as error:
             archive.damaged[session.file] = error
+            self._uncounted.add(session.file)
             return self._none
         return found
 
@@ -121,8 +123,12 @@ class Account:
     def _sizes(self, at: "Indexes") -> int:
         return int(self._lengths[at[at < len(self._prefixes)]].sum(dtype="int64"))
 
+    def knows(self, volume: str) -> bool:
+        """Whether all sessions of a volume could be read when they were counted."""
+        return self._uncounted.isdisjoint(session.file for session in self._volumes[volume])
+
     def volume(self, volume: str) -> Use:
-        """What one volume takes up."""
+        """What one volume takes up, as far as its sessions could be read."""
         import numpy as np
 
         parts = [self._by_session[session.file] for session in self._volumes[volume]]
@@ -177,12 +183,15 @@ class Account:
     def _superseded(self, run: list[Session]) -> "list[Indexes]":
         import numpy as np
 
+        # What could not be read then may be readable now: an error of a disk may pass.
+        if not self._uncounted.isdisjoint(session.file for session in run):
+            return []
         try:
             if len(run) > 2:
                 windows = Merge(self._storage, run).windows()
                 return [self._indexes(part) for *_, parts in windows for part in parts]
             old, new = (self._numbers(session) for session in run)
-        except DamagedError:  # noted when its entries were looked at
+        except DamagedError:  # since then; whoever reads it next notes it
             return []
         gone = np.isin(old, new, assume_unique=True) | (old >= run[1].inherit)
         return [self._by_session[run[0].file][gone]]

@@ -5,7 +5,6 @@
 
 import argparse
 import atexit
-import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -59,18 +58,13 @@ other the last one counts."""
 
 
 def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The command line. Of the commands only those among ``words``, if any is, and none where they
-    ask for the version: to import the others takes time.
-    """
+    """The command line, with those commands that ``words`` need: see Parser.add_commands."""
     top = Parser(prog="sparsebak", description="Incremental backup of disk images.", epilog=_EPILOG)
     add_common(top)
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=top.prog)
-    named = [name for name in COMMANDS if name in words]
-    for name in named or ([] if words == ["--version"] else COMMANDS):
-        importlib.import_module(f"backup_vm.cli.{name}").add_to(commands)
-    if named or not words:  # else none is called
-        for command in commands.choices.values():
+    commands = top.add_commands("backup_vm.cli", COMMANDS, words)
+    if not words or not commands.keys().isdisjoint(words):  # else none is called
+        for command in commands.values():
             add_common(command, again=True)
     return top
 

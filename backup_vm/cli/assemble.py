@@ -118,7 +118,7 @@ def _from_archive(context: Context) -> _Made:
 
 
 def _from_backup_vm(context: Context) -> _Made:
-    """The same with a grant, from the backup VM that --from names."""
+    """Assemble with a grant, from the backup VM that --from names."""
     from backup_vm.jobs.granted import assemble_from, granted
 
     options = context.options

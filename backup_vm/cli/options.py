@@ -23,9 +23,7 @@ Value = TypeVar("Value")
 
 
 class Parser(BaseParser):
-    """A parser whose --help and --version fail where they cannot be printed; argparse
-    ignores that.
-    """
+    """A parser that prints as the commands do: where the reader has gone it ends as they do."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is sys.stderr:  # None is a standard output that is closed

@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _from_backup_vm(context: Context) -> int:
-    """The same with a grant, from the backup VM that --from names: nothing is noted there."""
+    """Verify with a grant, from the backup VM that --from names: nothing is noted there."""
     from backup_vm.errors import UsageError
     from backup_vm.jobs.granted import granted, problem_of
 

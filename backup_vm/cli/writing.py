@@ -16,7 +16,7 @@ def output_path(text: str) -> Path | None:
 
 
 def file_path(text: str) -> Path:
-    """The same for what is written as a file alone: never to one that is called ``-`` unasked."""
+    """A file for what cannot go to standard output: never one that is called ``-`` unasked."""
     if text == "-":
         raise argparse.ArgumentTypeError(
             "what is written has its name only when it is whole, and cannot go to standard"

@@ -122,7 +122,7 @@ class Made:
             yield part
 
     def link(self) -> Link:
-        """The same as one that is stored."""
+        """The segment, as one that is stored is given to readers."""
         return Link(self.head, self._sealed)
 
     def _sealed(self) -> Iterator[bytes]:

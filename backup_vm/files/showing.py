@@ -52,7 +52,7 @@ NUMBERS = frozenset({1, 2, 3, 4})
 
 
 def data_of(path: bytes, about: Stat) -> dict[str, Any]:
-    """The same for programs."""
+    """What is said of a file, for programs."""
     return {"path": text_of(path), "type": type_of(about.mode), **about._asdict()}
 
 

@@ -9,7 +9,7 @@ being copied: what builds on it is stored as a full one.
 
 import os
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,8 +115,7 @@ def _prepare(source: Archive, location: str, making: Making) -> str | None:
     """Make the copy if there is none yet, and note that there is one; returns why that could not be
     noted.
     """
-    if notes.place_of(location) == notes.place_of(source.storage.describe()):
-        raise SparsebakError(f"{location} is this archive itself", "name another place")
+    _require_apart(source, location)
     try:
         known: bool | None = notes.remembers_copy(source.storage, location)
     except DamagedError:  # said when they are copied
@@ -136,20 +135,27 @@ def _prepare(source: Archive, location: str, making: Making) -> str | None:
                 f"{error}, but there {'was' if known else 'may have been'} a copy of this one",
                 "mount its disk, then try again; if it is lost, make a new one with --init",
             ) from None
-        _require_outside(source, location)
+        _require_apart(source, location, made=True)
         create_archive(location, source.parameters._replace(retention=making.retention))
     return noting.remember_copy(source.storage, location) if known is False else None
 
 
-def _require_outside(source: Archive, location: str) -> None:
-    """Raise SparsebakError for a folder of the archive itself: what is there is lost with it."""
+def _require_apart(source: Archive, location: str, made: bool = False) -> None:
+    """Raise SparsebakError for the archive itself, whatever it is called there; and, where the copy
+    is ``made``, for a folder of it: what is there is lost with it.
+    """
+    itself = f"{location} is the archive itself, and no copy of it"
+    beneath = f"{location} is in the archive itself, and would be lost with it"
+    place = source.storage.describe()
     if is_remote(location) or source.storage.elsewhere:
+        if notes.place_of(location) == notes.place_of(place):
+            raise SparsebakError(itself, "name another place")
         return
-    here, there = (os.path.realpath(one) for one in (source.storage.describe(), location))
-    if Path(there).is_relative_to(here):
-        raise SparsebakError(
-            f"{location} is in the archive itself, and would be lost with it", "name another place"
-        )
+    here, there = os.stat(place), Path(os.path.realpath(location))
+    for folder in (there, *(there.parents if made else ())):
+        with suppress(OSError):
+            if os.path.samestat(here, folder.stat()):
+                raise SparsebakError(itself if folder == there else beneath, "name another place")
 
 
 def _same_archive(source: Archive, target: Archive) -> None:

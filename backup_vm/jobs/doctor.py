@@ -56,7 +56,7 @@ def _warn_unless(good: bool, what: str, remedy: str, work: str = "") -> Finding:
 
 
 def about(topic: str, findings: Iterable[Finding]) -> Iterator[Finding]:
-    """The same, with what they are about."""
+    """Findings, with what they are about."""
     return (replace(finding, topic=topic) for finding in findings)
 
 

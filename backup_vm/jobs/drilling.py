@@ -19,6 +19,7 @@ from typing import IO, Any
 from backup_vm.archive.image import Image
 from backup_vm.archive.notes import Check, Notes
 from backup_vm.archive.sessions import Session
+from backup_vm.archive.storage.room import room
 from backup_vm.errors import DamagedError, SparsebakError
 from backup_vm.files import checking
 from backup_vm.files.answers import FileSystemError, Part
@@ -126,10 +127,12 @@ class Scratch:
         clear = image.session.clear
         needed = sum(int(ids.any(axis=1).sum()) for _, ids in image.arrays()) * clear.chunk_size
         disk = os.fstatvfs(self.descriptor)
-        free = int(disk.f_bavail * disk.f_frsize * _SPARE)
-        if needed > min(free, free if most is None else most):
-            limit = f"{size_text(free)} can be used in {self.where}"
-            if most is not None and most < free:
+        there = room(disk.f_frsize, disk.f_blocks, disk.f_bavail)
+        free = None if there is None else int(there.free * _SPARE)
+        limits = [limit for limit in (free, most) if limit is not None]
+        if limits and needed > min(limits):
+            limit = f"{size_text(min(limits))} can be used in {self.where}"
+            if most == min(limits):
                 limit = f"{size_text(most)} are allowed"
             raise TooLargeError(
                 f"{size_text(needed)} to be written, and {limit}", "see --scratch and --space"

@@ -29,8 +29,8 @@ def feed(
 def feed_differing(
     archive: Archive, image: Image, name: str, progress: Progress
 ) -> Callable[[IO[bytes], Callable[[], Wanted]], None]:
-    """The same for a Restore that says which chunks it wants; the function that is given waits for
-    that.
+    """As ``feed``, for a Restore that says which chunks it wants; the function that is given waits
+    for that.
     """
 
     def write(stream: IO[bytes], told: Callable[[], Wanted]) -> None:

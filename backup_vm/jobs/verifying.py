@@ -30,7 +30,7 @@ class Proof(NamedTuple):
     problem: str | None
 
     def row(self) -> dict[str, Any]:
-        """The same, as --json prints it."""
+        """What came of it, as --json prints it."""
         return {
             "qube": self.volume.qube,
             "volume": self.volume.volume,

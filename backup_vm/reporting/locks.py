@@ -38,7 +38,7 @@ def lock_row(archive: Archive) -> LockRow | None:
 
 
 def lock_text(row: LockRow | None) -> list[str]:
-    """The same for people."""
+    """How what is stored is locked, in lines for people."""
     if row is None:
         return []
     until = f", until {session_name(row['until'])} at least" if row["until"] else ""

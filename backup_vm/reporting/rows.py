@@ -20,7 +20,7 @@ class CheckRow(TypedDict):
 
 class SpaceRow(TypedDict):
     """What a volume takes up; ``own`` to ``deduplication`` are None where no account of the space
-    was made. ``own`` and ``shared`` are of chunks alone.
+    was made, or a session could not be read for it. ``own`` and ``shared`` are of chunks alone.
     """
 
     own: int | None

@@ -206,21 +206,28 @@ def _table(volumes: list[StateRow]) -> str:
             "",
         ]
     ]
-    for v in volumes:
-        sizes = ["" if size is None else size_text(size) for size in (v["own"], v["shared"])]
+    for volume in volumes:
+        sizes = [
+            "" if size is None else size_text(size) for size in (volume["own"], volume["shared"])
+        ]
         ratios = [
             "" if ratio is None else ratio_text(ratio)
-            for ratio in (v["compression"], v["deduplication"])
+            for ratio in (volume["compression"], volume["deduplication"])
         ]
-        changed = "?" if v["changed"] is None else size_text(v["changed"])
-        verified = check_text(v["verified"])
-        row = [v["name"], v["latest"] or "never", str(v["sessions"]), size_text(v["size"])]
-        rows.append([*row, *sizes, *ratios, changed, verified, v["note"]])
+        changed = "?" if volume["changed"] is None else size_text(volume["changed"])
+        verified = check_text(volume["verified"])
+        row = [
+            volume["name"],
+            volume["latest"] or "never",
+            str(volume["sessions"]),
+            size_text(volume["size"]),
+        ]
+        rows.append([*row, *sizes, *ratios, changed, verified, volume["note"]])
     return table(rows, frozenset(range(2, 9)))
 
 
 def text(status: StatusRow) -> str:
-    """The same for people."""
+    """The status, for people."""
     scrubbed = check_text(status["scrubbed"])
     free = status["free"]
     room = "free space not known" if free is None else f"{size_text(free)} free on the disk"

@@ -30,16 +30,21 @@ class View(NamedTuple):
     """Bytes of each index of names, by its file."""
 
     def use(self, volume: Named) -> Use | None:
-        """What a volume takes up; None without an account."""
-        return self.account.volume(volume.id) if self.account else None
+        """What a volume takes up; None without an account, or where not all of it was counted."""
+        account = self._account_of(volume.id)
+        return account.volume(volume.id) if account else None
 
     def names_of(self, volume: str) -> int:
         """Bytes of the indexes of names of a volume, given its id."""
         return sum(size for file, size in self.names.items() if naming.volume_of(file) == volume)
 
     def comes_back(self, file: str) -> int | None:
-        """Bytes that pruning a session would give back; None without an account."""
-        return self.account.comes_back({file}) if self.account else None
+        """Bytes that pruning a session would give back; None where ``use`` is."""
+        account = self._account_of(naming.volume_of(file))
+        return account.comes_back({file}) if account else None
+
+    def _account_of(self, volume: str) -> Account | None:
+        return self.account if self.account and self.account.knows(volume) else None
 
     @classmethod
     def of(cls, archive: Archive, volumes: list[Named], space: bool | None) -> "View":

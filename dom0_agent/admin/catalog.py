@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from common.durable import Busy, closing_fd, lock, make_directory, replace
-from dom0_agent.admin.qubes_catalog import QubesCatalog
+from dom0_agent.admin.qubes_catalog import QubesCatalog, document
 from dom0_agent.admin.qubes_options import qubes_options
 from dom0_agent.admin.renaming import change, followed
-from dom0_agent.catalog import VolumeCatalog, kept, open_catalog
+from dom0_agent.catalog import SETTINGS, VolumeCatalog, kept, open_catalog
 from dom0_agent.config import Config, Volume
 from dom0_agent.log import ERROR, log
 from dom0_agent.tracking.identities import Identities, load
@@ -29,11 +29,11 @@ def ask(config: Config, caller: str = "") -> VolumeCatalog:
 
 
 def _asked_and_kept(config: Config) -> VolumeCatalog:
-    """The same, and who is who is kept."""
+    """As ``ask``, for no caller; what it shows of the qubes' identities is written down."""
     if config.catalog == "qubes":
 
         def keep(listed: Mapping[str, str]) -> Identities:
-            return change(config.state_dir, lambda known: followed(known, listed))
+            return change(config.state_dir, lambda known: _followed(config, known, listed))
 
         return QubesCatalog(config, qubes_options(config), keep=keep)
     try:
@@ -46,6 +46,17 @@ def _asked_and_kept(config: Config) -> VolumeCatalog:
     return open_catalog(config)
 
 
+def _followed(config: Config, known: Identities, listed: Mapping[str, str]) -> Identities:
+    """Who is who among the qubes that are listed. Settings that were saved of a qube go where
+    another has its name now: the next backup would have them as that one's.
+    """
+    after = followed(known, listed)
+    for name in listed:
+        if known.by_name(name) is not None and known.of(name) != after.of(name):
+            document(config.state_dir, name, SETTINGS).unlink(missing_ok=True)
+    return after
+
+
 def find_anywhere(catalog: VolumeCatalog, qube: str, volume: str) -> Volume | None:
     """A volume by name, also one that is left out; None when there is none."""
     if isinstance(catalog, QubesCatalog):
@@ -54,8 +65,8 @@ def find_anywhere(catalog: VolumeCatalog, qube: str, volume: str) -> Volume | No
 
 
 def write_down(config: Config) -> VolumeCatalog:
-    """The same for no caller in particular, kept for calls; its file's replacement is the commit
-    point.
+    """List the volumes, for no caller in particular, and write that down for calls; the file's
+    replacement is the commit point.
 
     Raises OSError. A list that was asked for later than this one stays.
     """
@@ -73,9 +84,9 @@ def write_down(config: Config) -> VolumeCatalog:
 
 
 def current(config: Config) -> tuple[VolumeCatalog, bool]:
-    """The same where it is not what a command is for, and whether it was written down: a disk that
-    is full does not keep the command from its work, which may be to make room, but shows in its
-    exit code.
+    """As ``write_down``, for a command that is about something else; the second value is whether
+    the list was written down. A disk that is full does not keep the command from its work, which
+    may be to make room, but shows in its exit code.
     """
     try:
         return write_down(config), True

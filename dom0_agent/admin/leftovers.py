@@ -65,8 +65,8 @@ def who_is_who(state_dir: Path, catalog: VolumeCatalog) -> Identities:
 
 
 def let_start(state_dir: Path) -> list[str]:
-    """Qubes whose restore was killed, so that qubesd does not start them: they are let start again;
-    their names. What qubesd refuses is logged.
+    """Let those qubes start again whose restore was killed, for until then qubesd does not start
+    them; returns their names. What qubesd refuses is logged.
     """
     done = []
     for path in sorted((state_dir / RESTORING).glob("*")):
@@ -126,7 +126,7 @@ def let_go(orphan: Orphan, sources: Sources) -> bool:
     return True
 
 
-def leave(state_dir: Path, sources: Sources) -> Iterator[str]:
+def drop_in_former_pools(state_dir: Path, sources: Sources) -> Iterator[str]:
     """Drop the snapshots of volumes in pools that they are not in any more, where the pool is
     there; the names of the volumes that left one. What fails is tried again the next time.
     """

@@ -29,7 +29,7 @@ def is_4_2() -> bool:
     return False
 
 
-def missing() -> bool:
+def out_of_date() -> bool:
     """Whether rules for Qubes OS 4.2 have to be put there, or taken away after an upgrade."""
     place = FOLDER / OF_4_2
     if not is_4_2():
@@ -37,7 +37,7 @@ def missing() -> bool:
     return not place.exists() or place.read_bytes() != _SHIPPED.read_bytes()
 
 
-def put_right() -> None:
+def bring_up_to_date() -> None:
     """Put them there, or take them away. Raises OSError."""
     place = FOLDER / OF_4_2
     if is_4_2():

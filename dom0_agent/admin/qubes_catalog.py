@@ -144,7 +144,9 @@ class QubesCatalog(VolumeCatalog):
         self._listed = {name: uuid for name, uuid in uuids.items() if _is_name(name)}
         self._identities = self._keep(self._listed)
         return [
-            identified(one, self._identities) if isinstance(one, Volume) else one for one in found
+            identified(one, self._identities) if isinstance(one, Volume) else one
+            for one in found
+            if not _is_without_document(one)
         ]
 
     def _of(self, domain: Any, left_out: bool = False) -> Iterator[Volume | Skipped]:
@@ -276,13 +278,23 @@ class QubesCatalog(VolumeCatalog):
         if not wanted or not documents_are_taken_down() or not path.is_file():
             return
         name = f"{qube}/{volume}"
-        if not 0 <= time.time() - path.stat().st_mtime + 60 <= SETTINGS_AGE:
+        # In the future: the clock was ahead, as that of a machine often is until somebody sets it.
+        if abs(time.time() - path.stat().st_mtime) > SETTINGS_AGE:
             when = session_name(int(path.stat().st_mtime))
             text = f"it was last saved at {when}; run: sparsebak-agent settings collect"
             yield Skipped(name, text, failed=True)
             return
         pool = Pool(SETTINGS, SETTINGS, path.parent, data_limit=100)  # they are small
         yield Volume(qube, volume, pool, path.name, dedup_domain=dedup_domain(name))
+
+
+def _is_without_document(one: Volume | Skipped) -> bool:
+    """Whether it is settings whose file went as soon as it was known whose they are."""
+    return (
+        isinstance(one, Volume)
+        and one.pool.driver == SETTINGS
+        and not (one.pool.path / one.vid).is_file()
+    )
 
 
 def document(state_dir: Path, qube: str, volume: str) -> Path:

@@ -87,8 +87,8 @@ def rebuilt(state_dir: Path) -> Identities:
 
 
 def claimed(known: Identities, identity: str, name: str) -> Identities:
-    """With an identity that something kept tells of, and the name it had then; the name stays with
-    whoever has it already.
+    """What is known then, with an identity that something kept tells of and the name it had; the
+    name stays with whoever has it already.
     """
     if identity == DOM0 or identity in known.known:
         return known
@@ -100,9 +100,9 @@ def claimed(known: Identities, identity: str, name: str) -> Identities:
 def adopted(
     known: Identities, identity: str, name: str, empty: Callable[[str], bool]
 ) -> Identities:
-    """The same for the records of an archive: the name is taken over from a qube of which nothing
-    is kept (``empty``, by identity), which continues that history. So is the identity, from a qube
-    that only has the name which the other had first.
+    """As ``claimed``, for the records of an archive: the name is taken over from a qube of which
+    nothing is kept (``empty``, by identity), which continues that history. So is the identity, from
+    a qube that only has the name which the other had first.
     """
     first = known.known.get(identity)
     if first is not None and first.name == identity != name and empty(identity):

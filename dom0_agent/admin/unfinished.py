@@ -14,7 +14,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.durable import Busy, closing_fd, lock, lock_fd, make_directory, pwrite_all
+from common.durable import (
+    UNREADABLE,
+    Busy,
+    closing_fd,
+    lock,
+    lock_fd,
+    make_directory,
+    pwrite_all,
+    still_named,
+)
 from dom0_agent.admin.tags import READER_TAG
 from dom0_agent.log import WARNING, log
 from dom0_agent.qubesd import asking, connect
@@ -60,10 +69,9 @@ def _new(path: Path) -> int:
         except Busy:
             text = f"{path.name}, which has the name of one that 'open' did not finish: try again"
             raise Refused(Code.BUSY, text) from None
-        if os.fstat(fd).st_nlink:
+        if still_named(fd):
             os.ftruncate(fd, 0)
             return fd
-        os.close(fd)
 
 
 def sweep(state_dir: Path) -> list[str]:
@@ -82,7 +90,7 @@ def sweep(state_dir: Path) -> list[str]:
             try:
                 with asking():
                     app = connect()
-                    there = _is_the_one(app, path.name, os.pread(fd, _UUID, 0))
+                    there = _is_the_one(app, path.name, _uuid(fd))
             except Refused as refused:
                 log(WARNING, f"{path.name}, which 'open' did not finish: {refused}")
                 continue
@@ -94,9 +102,19 @@ def sweep(state_dir: Path) -> list[str]:
     return removed
 
 
+def _uuid(fd: int) -> bytes:
+    """What is in a file; nothing where nothing could be written, or can be read any more."""
+    try:
+        return os.pread(fd, _UUID, 0)
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        return b""
+
+
 def _is_the_one(app: Any, name: str, uuid: bytes) -> bool:
     """Whether the disposable is still there: by its UUID; where that could not be written any more,
-    by the tag that it got next.
+    or be read, by the tag that it got next.
     """
     if name not in app.domains:
         return False

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import checked
+from common.durable import UNREADABLE
 from common.override import override
 from dom0_agent.catalog import Skipped, VolumeCatalog, identified
 from dom0_agent.config import Config, Volume, recall, remember
@@ -79,6 +80,10 @@ def read(config: Config) -> Kept:
             raise ValueError(f"[qubes] in {config.path} is not what it was made for")
     except FileNotFoundError:
         text = f"qubes were not listed yet ({path})"
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        text = f"{path} cannot be read: {error.strerror}"
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         text = f"{path} cannot be used: {error}"
     else:

@@ -27,6 +27,7 @@ SERVICES = (
 
 ABSENT = "@default"
 """Target of a call about a qube that does not exist: qrexec knows it by this name."""
+_KEYWORDS = {"adminvm": None, "default": ABSENT}
 LONGEST = 1024
 """Bytes that the beginning of a connection has, at most."""
 _HEAD = re.compile(
@@ -101,8 +102,10 @@ def understand(words: Words) -> Asked:
         if words.kind == "name":
             if words.target != "dom0":
                 target = parse_name(words.target, "qube")
-        elif words.target == "default":
-            target = ABSENT
+        elif words.kind == "keyword" and words.target in _KEYWORDS:
+            target = _KEYWORDS[words.target]
+        else:  # @dispvm, say, where somebody's own rule sends it here
+            raise BadName("the target is neither a qube nor dom0 nor one that does not exist")
     except BadName as error:
         raise Refused(Code.BAD_REQUEST, f"what qrexec says of the call: {error}") from None
     return Asked(words.service, caller, target, volume, restoring)

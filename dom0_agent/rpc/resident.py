@@ -138,7 +138,7 @@ class Resident:
         self._make_room(held, NAMELESS)
 
     def _make_room(self, new: Held, most: int) -> None:
-        """At most so many that say nothing, of one caller: the oldest goes."""
+        """Drop a caller's oldest silent connection, where it has more than ``most`` of them."""
         silent = [
             held for held in self._held.values() if held.caller == new.caller and not held.ready
         ]
@@ -191,7 +191,7 @@ class Resident:
         held.connection.close()
 
     def _drop_silent(self, now: float) -> None:
-        """Those that said nothing for too long; when it is stopped, soon."""
+        """Drop connections that were silent for too long; of an agent that is to stop, soon."""
         if self._stopping:
             for fd in self._listening:
                 with suppress(KeyError):

@@ -93,7 +93,8 @@ class DirectorySource(Source):
             raise Refused(Code.SOURCE_FAILED, f"{self.name}: the pool is read-only")
         used = found.f_blocks - found.f_bfree
         total = used + found.f_bavail  # as df(1) counts
-        if found.f_blocks and used * 100 >= self._pool.data_limit * total:
+        known = found.f_blocks > 0 and used >= 0 and total > 0  # some tell numbers that none has
+        if known and used * 100 >= self._pool.data_limit * total:
             raise Refused(
                 Code.NO_SPACE,
                 f"pool {self._pool.path} is {100 * used // max(total, 1)} % full; make room in it, "

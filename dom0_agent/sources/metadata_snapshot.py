@@ -10,7 +10,8 @@ only the block that its root is at. So ours is marked in a file, locked while we
                                          by who just took the lock
   (empty)     after release              another program's: waited for, never touched
   unsure      before reserve, release    perhaps ours, perhaps not: waited for, then released; a
-                                         crash came between the message and the mark after it
+                                         crash came between the message and the mark after it,
+                                         or the disk cannot read the mark
   a block     after reserve              ours, if its root is that block, left over from a crash:
                                          released at once; at any other block another program's
 """
@@ -20,7 +21,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from common.durable import Busy, closing_fd, lock, make_directory
+from common.durable import UNREADABLE, Busy, closing_fd, lock, make_directory
 from dom0_agent.log import WARNING, log
 from dom0_agent.sources import lvm, programs
 from wire.status import Code, Refused
@@ -105,7 +106,7 @@ class MetadataSnapshot:
         released.
         """
         deadline = time.monotonic() + PATIENCE
-        mark = os.pread(fd, _MARK_SIZE, 0).decode("ascii", "replace").strip()
+        mark = _read_mark(fd)
         while (root := self._device.status()[_HELD_ROOT]) != _NO_ROOT:
             late = time.monotonic() >= deadline
             if mark == root or (mark == _UNSURE and late):
@@ -124,6 +125,18 @@ class MetadataSnapshot:
                     f" {self._device.name} 0 release_metadata_snap",
                 )
             time.sleep(_POLL)
+
+
+def _read_mark(fd: int) -> str:
+    """What the file says; that nobody knows, where it cannot be read any more."""
+    try:
+        return os.pread(fd, _MARK_SIZE, 0).decode("ascii", "replace").strip()
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+    os.ftruncate(fd, 0)  # what is written to a part of such a block is refused as well
+    _write_mark(fd, _UNSURE)
+    return _UNSURE
 
 
 def _write_mark(fd: int, text: str) -> None:

@@ -37,11 +37,11 @@ _MAP = "user.sparsebak.map"
 base's map need be read twice in each rotation, not three times.
 """
 _STAMP = "user.sparsebak.stamp"
-"""The same: which file it was cloned from, and when that had last changed, if that was long enough
-before.
+"""Extended attribute of a snapshot: which file it was cloned from, and when that had last changed,
+if that was long enough before.
 """
 _MARK = "user.sparsebak.since"
-"""The same, on Btrfs: which file it was cloned from, and in which transaction."""
+"""Extended attribute of a snapshot on Btrfs: the file it was cloned from, and the transaction."""
 HOLES = 1 << 20
 """Holes asked for at most: ten seconds; 64 GiB at the least have been looked through then."""
 _TICK = 1_000_000_000

@@ -188,7 +188,7 @@ class Report:
         return self._volumes
 
     def fresh(self) -> dict[tuple[str, str], lvm.LogicalVolume]:
-        """The same, with all our own changes."""
+        """All logical volumes by group and name, with all our own changes."""
         if self.outdated:
             self._volumes = None
         return self.volumes()

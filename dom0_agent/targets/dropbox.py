@@ -30,8 +30,8 @@ def place(state_dir: Path, qube: str, volume: str, older: bool = False) -> Path:
 def waiting(state_dir: Path, qube: str, volume: str) -> tuple[Path, bool] | None:
     """The document that was restored last, and whether it counts as older; None when there is none.
 
-    Both kinds are there only when a restore was cut off between its last two steps: older, then,
-    for that gives a qube less.
+    Both kinds are there only when a restore was cut off between its last two steps. Then the
+    document counts as older, which gives a qube less.
     """
     newest, older = place(state_dir, qube, volume), place(state_dir, qube, volume, True)
     found = [path for path in (newest, older) if path.is_file()]

@@ -10,8 +10,8 @@ class Replacement(Protocol):
     """New contents for a volume, written beside the old ones. ``ordered``: only one write at a
     time, with rising offsets.
 
-    ``changed``: None, and they are empty at first; or they begin as the old ones, and this is how
-    those may differ from the snapshot that was named.
+    ``changed``: where they begin as the old contents, what may differ in these from the snapshot
+    that was named; None where they begin empty.
     """
 
     ordered: bool

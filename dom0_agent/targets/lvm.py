@@ -3,6 +3,7 @@
 
 import fcntl
 import os
+import threading
 from pathlib import Path
 
 from common.durable import closing_fd
@@ -37,6 +38,7 @@ class LvmReplacement(Replacement):
         pool.require_data()
         pool.require_metadata()
         self._unchecked, self._block = 0, pool.itself().block
+        self._fresh: FreshBlocks | None = None
         old = pool.find(name)
         if old is not None and old.merging:
             raise self._not_yet()
@@ -44,8 +46,10 @@ class LvmReplacement(Replacement):
             raise self._in_use()
         self._old = old
         try:
-            self._make(size, source, base)
+            unzeroed = self._make(size, source, base)
             self._file = ImageWriter(lvm.device_path(pool.group, beside), None)
+            if unzeroed:
+                self._fresh = FreshBlocks(self._file.fd, self._block)
         except BaseException as error:
             source.drop_unfinished()
             if isinstance(error, OSError):
@@ -68,30 +72,30 @@ class LvmReplacement(Replacement):
         where = f"{self._pool.group}/{self._name}"
         return Refused(Code.SOURCE_FAILED, f"cannot write beside {where}: {error.strerror}")
 
-    def _make(self, size: int, source: LvmThinSource, base: int | None) -> None:
+    def _make(self, size: int, source: LvmThinSource, base: int | None) -> bool:
+        """Whether the new contents have no blocks, and are in a pool that does not zero those that
+        they get.
+        """
         pool, whole = self._pool, self._pool.itself()
         named = ("--addtag", lvm.TAG, "--name", self._beside)
-        device, discard = (
-            lvm.device_path(pool.group, self._beside),
-            whole.zeroes and whole.discards != "ignore",
-        )
         if self._old is None:
             pool.change("lvcreate", "--virtualsize", f"{size}b", "--thin", pool.title, *named)
-            if not whole.zeroes:
-                self._empty(device, self._block if discard else 0)
-            return
+            return not whole.zeroes
         origin, old = f"{pool.group}/{self._name}", self._old
         pool.change("lvcreate", "--snapshot", "--setactivationskip", "n", *named, origin)
-        if base is not None and size == old.size and discard:
+        given_back = whole.discards != "ignore"
+        if base is not None and size == old.size and whole.zeroes and given_back:
             # Where new blocks are not zeroed, or none are given back, parts of a block that are
             # not written hold what they held elsewhere.
             self.changed = self._as_it_is(source, base)
             if self.changed is not None:
-                return
+                return False
         if -(-size // old.extent) * old.extent != old.size:
             self._resize(size)
         # with what a volume that once shrank has beyond its end
-        self._empty(device, self._block if discard else 0)
+        device = lvm.device_path(pool.group, self._beside)
+        self._empty(device, self._block if given_back else 0)
+        return given_back and not whole.zeroes
 
     def _as_it_is(self, source: LvmThinSource, base: int) -> Bitmap | None:
         try:
@@ -130,11 +134,14 @@ class LvmReplacement(Replacement):
         """Looks at the pool's space every now and then: a full pool would harm
         every volume in it.
         """
-        self._unchecked += sum(len(part) for part in parts)
+        length = sum(len(part) for part in parts)
+        self._unchecked += length
         if self._unchecked >= _CHECK_SPACE:
             self._unchecked = 0
             self._pool.require_data(self._pool.used_percent())
         try:
+            if self._fresh is not None:
+                self._unchecked += self._fresh.prepare(offset, offset + length)
             self._file.write(offset, parts)
         except OSError as error:
             raise self._cannot_write(error) from None
@@ -190,6 +197,38 @@ class LvmReplacement(Replacement):
     def discard(self) -> None:
         self._file.close()
         self._pool.remove(self._beside)
+
+
+class FreshBlocks:
+    """The blocks of a thin volume that has none, in a pool that does not zero new ones.
+
+    What was never written reads as zeros. But of a block that is written in part the rest is what
+    it held elsewhere: such a block is zeroed before.
+    """
+
+    def __init__(self, fd: int, block: int) -> None:
+        self._fd, self._block, self._size = fd, block, os.lseek(fd, 0, os.SEEK_END)
+        self._zeroed = bytearray(-(-self._size // block) // 8 + 1)
+        self._turn = threading.Lock()
+
+    def prepare(self, start: int, end: int) -> int:
+        """Zero what holds the bytes from ``start`` up to ``end``, which are written next, and more;
+        how many bytes were. May be called from several threads.
+        """
+        parts = {start // self._block} if start % self._block else set()
+        if end % self._block and end < self._size:
+            parts.add(end // self._block)
+        with self._turn:  # whoever writes to the same block waits until it is zeroed
+            return sum(map(self._zero, sorted(parts)))
+
+    def _zero(self, number: int) -> int:
+        if self._zeroed[number // 8] >> number % 8 & 1:
+            return 0
+        start = number * self._block
+        end = min(start + self._block, self._size)
+        _ioctl(self._fd, _BLKZEROOUT, start, end)
+        self._zeroed[number // 8] |= 1 << number % 8
+        return end - start
 
 
 def _ioctl(fd: int, number: int, start: int, end: int) -> None:

@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from common.durable import Busy, lock, make_directory
+from common.durable import Busy, lock, make_directory, still_named
 from common.override import override
 from dom0_agent.config import Volume
 from dom0_agent.log import WARNING, log
@@ -97,9 +97,8 @@ def _shared(path: Path) -> int:
             fd = lock(path, shared=True, patience=PATIENCE)
         except Busy:
             raise Refused(Code.BUSY, f"{path.name} is being restored or cleaned up") from None
-        if os.fstat(fd).st_nlink:
-            return fd
-        os.close(fd)  # removed just before we had it
+        if still_named(fd):
+            return fd  # else it was removed just before we had it
 
 
 def _require_halted(domain: Any) -> None:

@@ -15,8 +15,8 @@ from wire.status import Code, Refused
 
 _CHECK_SPACE = 64 << 20
 """Bytes written between two looks at the pool's space."""
-_BLOCK = 1 << 20
-"""Bytes that a new volume's size is a multiple of."""
+_SECTOR, _USUAL = 512, 16 << 10
+"""Bytes of the smallest block that ZFS has, and of the largest that it takes by itself."""
 
 
 class ZfsReplacement(Replacement):
@@ -35,9 +35,10 @@ class ZfsReplacement(Replacement):
             )
         self._pool.require_room()
         options = ("-o", "volmode=dev", "-o", "com.sun:auto-snapshot=false")
-        rounded = -(-max(size, 1) // _BLOCK) * _BLOCK
+        blocks, rounded = _blocks(size)
+        words = ("create", "-s", *options, *blocks, "-V", str(rounded))
         try:
-            self._pool.change("zfs", "create", "-s", *options, "-V", str(rounded), self._new)
+            self._pool.change("zfs", *words, self._new)
             os.close(source.device(self._new, os.O_RDWR))
             self._file = ImageWriter(ZVOLS / self._new, None)
         except BaseException as error:
@@ -78,3 +79,13 @@ class ZfsReplacement(Replacement):
     def discard(self) -> None:
         self._file.close()
         self._source.drop_unfinished()
+
+
+def _blocks(size: int) -> tuple[tuple[str, ...], int]:
+    """Options for a new volume's blocks, and its size: exactly this one where ZFS can, which has
+    whole blocks only, so that a volume of odd size has smaller ones.
+    """
+    fits = size & -size  # the largest power of two that divides it
+    if _SECTOR <= fits < _USUAL:
+        return ("-o", f"volblocksize={fits}"), size
+    return (), -(-max(size, 1) // _USUAL) * _USUAL

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common import checked
+from common.durable import UNREADABLE
 from wire.names import BadName, new_identity, parse_identity, parse_name
 from wire.status import Code, Refused
 
@@ -89,6 +90,10 @@ def load(state_dir: Path) -> Identities:
         if not written(state_dir).exists():
             return Identities()
         problem = "is missing"
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        problem = f"cannot be read: {error.strerror}"
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         problem = f"cannot be used: {error}"
     # To guess would be to let one qube's sessions into another.

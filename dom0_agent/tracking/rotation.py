@@ -123,6 +123,9 @@ class Rotation:
         return changed.changed(size)
 
     def _changed(self, number: int) -> tuple[Bitmap, int]:
+        """What may differ between the base and a snapshot, and the snapshot's bytes; everything
+        where there is no base to compare with.
+        """
         size, base, before = self.source.size(number), self.state.base, self.state.base_size
         if size > MAX_VOLUME_SIZE:  # nobody would open its record
             raise Refused(

@@ -27,6 +27,7 @@ from common.durable import (
     lock,
     make_directory,
     replace,
+    still_named,
     sync_directory,
     write_synced,
 )
@@ -165,9 +166,9 @@ class VolumeState:
                 fd = lock(self.directory / "lock", patience=patience)
             except Busy:
                 raise Refused(Code.BUSY, f"{self.name} is busy with another operation") from None
-            if os.fstat(fd).st_nlink:
+            if still_named(fd):
                 return fd
-            os.close(fd)  # the volume was forgotten meanwhile, and this lock keeps nobody out
+            # the volume was forgotten meanwhile, and this lock would keep nobody out
 
     def load(self) -> State:
         """The state, empty for a volume not seen before, or whose state file is damaged."""

@@ -28,6 +28,11 @@ from dom0_agent.tracking.state import State, VolumeState
 
 STEP = 10
 """Seconds between the times of two turns."""
+_TICK = 50_000_000
+"""Nanoseconds after which what is written again has other times for certain."""
+Stamp = tuple[int, ...]
+_digests: dict[Stamp, bytes] = {}
+_dumps: dict[str, bytes] = {}
 _SQLITE = b"SQLite format 3\0"
 _LEASE = re.compile(rb'"(process|started|since|token)": ("[0-9a-f]*"|\d+)')
 _SEEN = re.compile(r"'(seen:([0-9a-f]+))','([0-9a-f]*)'")
@@ -55,6 +60,14 @@ def predictable(turn: int, now: float) -> None:
     time.time = lambda: now + STEP * turn
 
 
+def stamp(path: Path) -> Stamp:
+    """What is another one when a file was written; of a folder, when it may be used otherwise."""
+    about = path.lstat()
+    if stat.S_ISDIR(about.st_mode):
+        return (about.st_mode,)
+    return about.st_mode, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+
+
 def state(root: Path) -> str:
     """A digest of all that is in a folder, and that a later run can tell.
 
@@ -66,10 +79,8 @@ def state(root: Path) -> str:
         about = path.lstat()
         digest.update(f"{path.relative_to(root)} {about.st_mode} {about.st_nlink}\n".encode())
         if stat.S_ISREG(about.st_mode):
-            contents = _told(path, root.name)
-            if contents is None:
-                contents = f"{_extents(path)} ".encode() + path.read_bytes()
-            digest.update(hashlib.blake2b(contents).digest())
+            told = _told(path, root.name)
+            digest.update(_digest(path) if told is None else told)
         elif stat.S_ISLNK(about.st_mode):
             digest.update(os.readlink(path).encode())
     return digest.hexdigest()
@@ -90,21 +101,33 @@ def _told(path: Path, place: str) -> bytes | None:
     with open(path, "rb") as file:
         if file.read(len(_SQLITE)) == _SQLITE:
             with contextlib.suppress(sqlite3.Error):
-                return "\n".join(_rows(path)).encode()
+                return _dumped(path)
     return None
 
 
-def _rows(path: Path) -> Iterator[str]:
+def _dumped(path: Path) -> bytes:
     """What is in a database, after its journal if it has one."""
+    journal = path.with_name(f"{path.name}-journal")
+    versions = _versions(path.parent)
+    stamps = [stamp(one) for one in (path, journal) if one.exists()]
+    key = repr([stamps, versions])
+    if key not in _dumps:
+        rows = "\n".join(_rows(path, journal, versions))
+        found = hashlib.blake2b(rows.encode()).digest()
+        if time.time_ns() - max(max(one[-2:]) for one in stamps) < _TICK:
+            return found
+        _dumps[key] = found
+    return _dumps[key]
+
+
+def _rows(path: Path, journal: Path, versions: dict[str, str]) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / path.name
-        for one in (path, path.with_name(f"{path.name}-journal")):
+        for one in (path, journal):
             with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(one, copy.with_name(one.name))
-        with contextlib.closing(sqlite3.connect(copy)) as database:
+                shutil.copyfile(one, Path(folder) / one.name)
+        with contextlib.closing(sqlite3.connect(Path(folder) / path.name)) as database:
             for name in ("user_version", "application_id"):
                 yield str(database.execute(f"PRAGMA {name}").fetchone())
-            versions = _versions(path.parent)
             for line in database.iterdump():
                 yield _SEEN.sub(lambda m: f"{m[1]} {versions.get(m[3], 'other')}", line)
 
@@ -123,6 +146,17 @@ def _versions(archive: Path) -> dict[str, str]:
         for where, versions in (("there", through), ("here", here))
         for volume, digest in Listing({}, {}, versions).seen(versions).items()
     }
+
+
+def _digest(path: Path) -> bytes:
+    """Of the bytes of a file, and where there are holes."""
+    now = stamp(path)
+    if now not in _digests:
+        found = hashlib.blake2b(f"{_extents(path)} ".encode() + path.read_bytes()).digest()
+        if time.time_ns() - max(now[-2:]) < _TICK:
+            return found
+        _digests[now] = found
+    return _digests[now]
 
 
 def _extents(path: Path) -> list[int]:

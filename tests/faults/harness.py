@@ -28,7 +28,7 @@ from backup_vm.archive.lease_files import STALE
 from backup_vm.errors import SparsebakError
 from tests.children import signals_as_usual
 from tests.faultfs import FaultFS
-from tests.faults.ends import predictable
+from tests.faults.ends import Stamp, predictable, stamp
 from tests.in_process import InProcess
 from tests.kit import PASSPHRASE, Site
 
@@ -58,7 +58,9 @@ class Outcome:
         if "Traceback" in self.text:
             yield f"a traceback: {self.text[-1500:]}"
         if self.code > 0 and not [
-            line for line in self.text.splitlines() if line.split(">")[-1].startswith("sparsebak")
+            line
+            for line in self.text.splitlines()
+            if line.split(">")[-1].startswith(("sparsebak", "spbk-assemble"))
         ]:
             yield f"exit {self.code} without a message: {self.text!r}"
 
@@ -233,21 +235,29 @@ class Bench:
     volumes: dict[str, list[bytes]] = field(default_factory=dict)
     judged: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
     """What was found wrong after ends of runs that were looked at."""
+    shown: list[str] = field(default_factory=list)
+    """What the present scenario shows without a fault, by lines."""
+    _made: dict[str, Stamp] = field(default_factory=dict)
     _count: int = 0
 
     def prepare(self, step: Callable[[Place], object]) -> None:
         """From now on let a copy be of the site after this."""
+        self.remove()
         if self.prepared is not None:
             shutil.rmtree(self.prepared)
         self.prepared = None
         faulty, _ = self.place()
         step(faulty)
         self.prepared = self._put_away()
+        self._made.clear()
 
     def place(self) -> tuple[Place, Place]:
         """A new copy: as it is seen through the mount, and as it is."""
-        self.remove()
-        shutil.copytree(self.prepared or self.base, self.system.real / NAME, symlinks=True)
+        self.system.fail()
+        real = self.system.real / NAME
+        if real.exists():
+            self._put_away().rename(real)
+        make_like(self.prepared or self.base, real, self._made)
         return Place(self.system.path / NAME, self.names), Place(
             self.system.real / NAME, self.names
         )
@@ -261,6 +271,7 @@ class Bench:
         self.system.fail()
         if (self.system.real / NAME).exists():
             shutil.rmtree(self._put_away(), ignore_errors=True)
+        self._made.clear()
 
     def _put_away(self) -> Path:
         """Give the present copy another name, so that the next one has the same.
@@ -271,6 +282,34 @@ class Bench:
         name = f"n{self._count}"
         (self.system.path / NAME).rename(self.system.path / name)
         return self.system.real / name
+
+
+def make_like(model: Path, copy: Path, made: dict[str, Stamp]) -> None:
+    """Let a folder be like another one, of which it was made before: copy what is not as it was
+    ``made``.
+    """
+    copy.mkdir(exist_ok=True)
+    same: dict[str, Stamp] = {}
+    for path in sorted(copy.rglob("*"), reverse=True):  # a folder comes after what it holds
+        name, now = str(path.relative_to(copy)), stamp(path)
+        if now == made.get(name):
+            same[name] = now
+        elif path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):  # it holds what is the same
+                path.rmdir()
+        else:
+            path.unlink()
+    made.clear()
+    for path in sorted(model.rglob("*")):
+        name = str(path.relative_to(model))
+        target = copy / name
+        if name not in same:
+            if path.is_dir() and not path.is_symlink():
+                target.mkdir(exist_ok=True)
+                shutil.copystat(path, target)
+            else:
+                shutil.copy2(path, target, follow_symlinks=False)
+        made[name] = same.get(name) or stamp(target)
 
 
 def write_passphrase(root: Path) -> None:

@@ -60,7 +60,8 @@ class Scenario:
     ``doomed`` are names of sessions that may go, ``code`` the exit code without a fault, ``again``
     those of the same command afterwards; ``once``: it is not run again. ``changes_volume``: the
     volume is the old one or the restored one. ``damaged``: what was stored before is whole only
-    after a backup.
+    after a backup. ``shows``: it has done what it promises when it has shown all that it shows
+    without a fault.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Scenario:
     changes_volume: bool = False
     once: bool = False
     damaged: bool = False
+    shows: bool = False
 
     def started(self, place: Place) -> int:
         """Run it in this process."""
@@ -303,11 +305,11 @@ SCENARIOS = (
              changes_volume=True),
     Scenario("tag", ("tag", "work/private", "--session", "latest", "--add", "kept-for-tests"),
              promised=tagged),
-    Scenario("verify", ("verify", *_KEYED)),
-    Scenario("verify, dom0", ("verify",), where=STATE),
-    Scenario("list", ("list",)),
-    Scenario("list without a catalog", ("list",), prepare=without_catalog),
-    Scenario("status", ("status",)),
+    Scenario("verify", ("verify", *_KEYED), shows=True),
+    Scenario("verify, dom0", ("verify",), where=STATE, shows=True),
+    Scenario("list", ("list",), shows=True),
+    Scenario("list without a catalog", ("list",), prepare=without_catalog, shows=True),
+    Scenario("status", ("status",), shows=True),
     Scenario("report", ("report", "-o", "{root}/out.html"), promised=reported),
     Scenario("report, its page", ("report", "-o", "{root}/out.html"), where="out.html*",
              promised=reported),

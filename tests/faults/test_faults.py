@@ -12,6 +12,7 @@ import pytest
 from tests.faults.caretaking import CARE
 from tests.faults.ends import state
 from tests.faults.harness import VOLUMES, Bench, Images, Outcome, Place, run
+from tests.faults.inside import INSIDE
 from tests.faults.kinds import KINDS, Kind
 from tests.faults.scenarios import SCENARIOS, Scenario
 
@@ -21,9 +22,9 @@ sample.
 """
 SAMPLE = 2
 """Faults of one command in a sample."""
-SAMPLED = ("scrub --repair", "records", "serve")
-"""What of CARE is in a sample; FAULTS=1 has all of it."""
-CHOSEN = SCENARIOS + tuple(one for one in CARE if EVERY or one.name in SAMPLED)
+SAMPLED = ("scrub --repair", "records", "serve", "files index")
+"""What of CARE and INSIDE is in a sample; FAULTS=1 has all of it."""
+CHOSEN = SCENARIOS + tuple(one for one in CARE + INSIDE if EVERY or one.name in SAMPLED)
 
 
 @pytest.mark.parametrize("scenario", CHOSEN, ids=lambda scenario: scenario.name)
@@ -63,6 +64,7 @@ def _without_a_fault(bench: Bench, scenario: Scenario, problems: list[str]) -> l
     outcome = run(lambda: scenario.started(faulty), turn=1)
     counts = bench.system.seen()
     bench.system.fail()
+    bench.shown = outcome.text.splitlines()
     if not any(counts):
         problems.append(f"nothing that it does reaches {scenario.where}")
     if outcome.code != scenario.code:
@@ -94,6 +96,8 @@ def _found(
     done = outcome.code == scenario.code
     if harmless and not done:
         yield f"exit {outcome.code}, though nothing failed: {outcome.text[-500:]}"
+    if done and scenario.shows and (left_out := _silently(bench, outcome)):
+        yield f"exit {outcome.code}, and nothing says why it does not show {left_out}"
     end = scenario.name, "done" if done else "", state(place.root)
     if end not in bench.judged:
         bench.judged[end] = [*_at_once(bench, scenario, place, done)]
@@ -104,6 +108,13 @@ def _found(
             bench.judged[end_then] = [*_then(bench, scenario, place)]
         bench.judged[end] += bench.judged[end_then]
     yield from bench.judged[end]
+
+
+def _silently(bench: Bench, outcome: Outcome) -> set[str]:
+    """What a run did not show, if it warns of nothing that it does not warn of without a fault."""
+    shown = {*outcome.text.splitlines()}
+    warned = [line for line in shown.difference(bench.shown) if line.startswith("sparsebak")]
+    return set() if warned else {*bench.shown} - shown
 
 
 def _at_once(bench: Bench, scenario: Scenario, place: Place, done: bool) -> Iterator[str]:

@@ -16,7 +16,7 @@ from tests.kit import Site
 SIZE = "8M"
 
 
-def filled(image: Path, files: dict[str, str]) -> None:
+def filled(image: Path, files: dict[str, str], size: str = SIZE) -> None:
     """A file system with these files."""
     folder = image.with_name("tree")
     for name, text in files.items():
@@ -26,7 +26,7 @@ def filled(image: Path, files: dict[str, str]) -> None:
         os.utime(path, ns=(1, len(text) * 10**9))
     (folder / "link").symlink_to("b")
     image.unlink()
-    words = ["mke2fs", "-q", "-F", "-t", "ext4", "-d", str(folder), str(image), SIZE]
+    words = ["mke2fs", "-q", "-F", "-t", "ext4", "-d", str(folder), str(image), size]
     subprocess.run(words, check=True, env={**os.environ, "E2FSPROGS_FAKE_TIME": "1000000"})
     shutil.rmtree(folder)
 

@@ -90,6 +90,7 @@ def real_reply(attacker: Attacker) -> bytes:
     from dom0_agent.rpc import dispatch
 
     environ = {"QREXEC_REMOTE_DOMAIN": "backup-vm", "QREXEC_REQUESTED_TARGET_TYPE": "keyword"}
+    environ["QREXEC_REQUESTED_TARGET_KEYWORD"] = "adminvm"
     out = io.BytesIO()
     dispatch.run("List", environ, attacker.site.config, io.BytesIO(attacker.request()), out)
     return out.getvalue()

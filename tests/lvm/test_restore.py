@@ -91,14 +91,46 @@ def test_a_volume_that_ends_within_a_block(lvm_site: Make, group: Group) -> None
     assert site.contents() == before
 
 
-def test_a_pool_that_does_not_zero_its_blocks_is_not_filled(
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize(("block", "chunk_size"), [(64, 64), (192, 128), (1024, 64)])
+def test_a_pool_that_does_not_zero_its_blocks(
+    lvm_site: Make, group: Group, block: int, chunk_size: int, gone: bool
+) -> None:
+    """Where a block is written in part, its rest is what others left in it; all that is not
+    written takes no space.
+    """
+    pool = f"unzeroed-{block}"
+    if pool not in group.pools:
+        group.pool(pool, size=40 * MIB, block=block)
+        group.lvm("lvchange", "--zero", "n", f"{group.name}/{pool}")
+    site = lvm_site(pool=pool, size=200 * MIB, chunk_size=chunk_size << 10)
+    rng = random.Random(block)
+    for _ in range(8):
+        put(site, rng.randrange(200 * MIB - MIB), rng.randbytes(rng.randrange(1, MIB // 2)))
+    site.backup()
+    before, room = site.contents(), used(site)
+    # what is free has been somebody's
+    with open(group.volume(pool, "other", 200 * MIB), "r+b") as file:
+        file.write(b"theirs! " * ((40 * 1024 // block - room - 2) * block * 128))
+        file.flush()
+        os.fsync(file.fileno())
+    group.lvm("lvremove", "--yes", f"{group.name}/other")
+    if gone:
+        group.lvm("lvremove", "--yes", f"{group.name}/{site.lv()}")
+    site.restore(whole=True)
+    assert site.contents() == before
+    assert used(site) <= 4 * room  # the whole volume does not fit
+
+
+def test_a_pool_that_gives_no_block_back_is_not_filled(
     lvm_site: Make, group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In it a volume is emptied by zeros, which take space."""
     monkeypatch.setattr(lvm, "_CHECK_SPACE", MIB)
-    group.pool("unzeroed", size=32 * MIB, block=64)
-    group.lvm("lvchange", "--zero", "n", f"{group.name}/unzeroed")
-    site = lvm_site(pool="unzeroed", size=256 * MIB)
+    group.pool("ignoring", size=32 * MIB, block=64)
+    for words in (("--activate", "n"), ("--discards", "ignore"), ("--activate", "y")):
+        group.lvm("lvchange", *words, f"{group.name}/ignoring")
+    site = lvm_site(pool="ignoring", size=256 * MIB)
     put(site, MIB, os.urandom(4 * MIB))
     site.backup()
     put(site, MIB, os.urandom(MIB))
@@ -106,7 +138,7 @@ def test_a_pool_that_does_not_zero_its_blocks_is_not_filled(
     with pytest.raises(RefusedError) as error:
         site.restore(whole=True)
     assert error.value.refusal == Code.NO_SPACE
-    used, total = map(int, site.group.status("unzeroed")[5].split("/"))
+    used, total = map(int, site.group.status("ignoring")[5].split("/"))
     assert used < total and site.contents() == now and len(group.snapshots()) == 1
 
 

@@ -136,6 +136,16 @@ def test_a_timer_is_due_when_a_machine_wakes_up(unit: Path, tmp_path: Path) -> N
     assert not counted and often != (setting(unit, "Persistent") == ["true"])
 
 
+@pytest.mark.parametrize(
+    "unit",
+    [one for one in TIMERS if one.parent.name.startswith("dom0")],
+    ids=lambda unit: unit.stem,
+)
+def test_what_a_timer_of_dom0_starts_waits_for_qubesd_at_boot(unit: Path) -> None:
+    """All of it asks qubesd; a timer by the calendar may be due as soon as there are timers."""
+    assert "qubesd.service" in " ".join(setting(unit.with_suffix(".service"), "After")).split()
+
+
 def elapses(calendar: str) -> tuple[float, float]:
     """The next two times, in Unix seconds, as systemd reads what a timer says."""
     words = ["systemd-analyze", "calendar", "--iterations=2", calendar]

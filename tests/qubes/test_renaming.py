@@ -15,6 +15,7 @@ from backup_vm.terminal.progress import Progress
 from backup_vm.volumes import stored_volumes
 from common.text import session_name
 from dom0_agent.admin import cli
+from dom0_agent.catalog import open_catalog
 from dom0_agent.config import load
 from dom0_agent.tracking import identities
 from tests.kit import change, fill
@@ -193,6 +194,22 @@ def test_one_that_is_deleted_and_made_again_in_another_pool(qubes: QubesSite) ->
 def delete_in(site: QubesSite, pool: Path) -> None:
     del site.qubesd.qubes["work"]
     (pool / "appvms/work/private.img").unlink()
+
+
+def test_settings_of_one_that_is_gone_are_not_those_of_another(qubes: QubesSite) -> None:
+    """They were saved within the hour, and a backup begins before they are saved again."""
+    qubes.take_down()
+    delete(qubes, "work")
+    qubes.add_qube("work")
+    move(qubes, "vault", "safe")
+    qubes.add_qube("vault")
+    qubes.write_down()
+    found = {volume.name for volume in open_catalog(load(qubes.config)).volumes()}
+    assert {"work/private", "vault/private", "safe/private", "fedora/settings"} <= found
+    assert found.isdisjoint({"work/settings", "vault/settings"})
+    qubes.take_down()
+    found = {volume.name for volume in open_catalog(load(qubes.config)).volumes()}
+    assert {"work/settings", "vault/settings", "safe/settings"} <= found
 
 
 def test_a_list_of_before_the_rename_gives_nobody_anothers_state(qubes: QubesSite) -> None:

@@ -277,6 +277,13 @@ def test_dom0s_configuration_is_read_seldom_by_the_timer(qubes: QubesSite, tmp_p
     assert collect_command(qubes, "--due") == 0 and kept.read_bytes() != first
     file.write_text("three\n")
     assert collect_command(qubes) == 0 and b"three" in kept.read_bytes()
+    # saved while the clock was ahead: nobody knows when
+    file.write_text("four\n")
+    for path in (kept, kept.with_name("work.settings")):
+        os.utime(path, (time.time() + 2 * 3600,) * 2)
+    qubes.write_down()
+    assert {"dom0/config", "work/settings"} <= names(qubes)
+    assert collect_command(qubes, "--due") == 0 and b"four" in kept.read_bytes()
 
 
 def test_without_the_package_there_are_no_settings(

@@ -4,7 +4,9 @@
 import errno
 import json
 import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,7 +78,7 @@ def test_setup_gives_qubes_4_2_the_rules_that_it_needs(
         assert agent(qubes, "setup", BACKUP_VM, "--dry-run") == 0
         assert agent(qubes, "setup", BACKUP_VM) == 0
         assert rules.exists() == there
-        assert not policy.missing()
+        assert not policy.out_of_date()
 
 
 def test_setup_says_which_archives_are_for_another_backup_vm(
@@ -220,6 +222,30 @@ def test_a_backup_that_is_not_made_is_told_on_the_desktop(
     assert len(told) == result and all("not enough memory" in text for _, text in told)
     if broken == "List":
         assert agent(qubes, "check", "--notify") == 1 and len(told) == 2
+
+
+def test_a_backup_that_was_made_is_not_told_as_failed(
+    qubes: QubesSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a terminal that is gone nothing can be said; the backup VM is shut down all the same."""
+    agent(qubes, "setup", BACKUP_VM)
+    qubes.qubesd.qubes[BACKUP_VM].state, told = "Halted", list[tuple[str, ...]]()
+    read, write = os.pipe()
+    os.close(read)
+
+    import qubesadmin.vm  # type: ignore[import-not-found,unused-ignore]
+
+    monkeypatch.setattr(
+        qubesadmin.vm.QubesVM,
+        "run_service",
+        lambda *_, **__: subprocess.Popen(["true"]),
+        raising=False,
+    )
+    monkeypatch.setattr(backup_command, "notify", lambda *words, **named: told.append(words))
+    with open(write, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        assert agent(qubes, "backup") == 128 + signal.SIGPIPE
+    assert not told and qubes.qubesd.qubes[BACKUP_VM].state == "Halted"
 
 
 def test_a_late_backup_is_noticed(

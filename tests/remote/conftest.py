@@ -3,6 +3,7 @@
 
 import itertools
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,15 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def sftp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with ssh_server(tmp_path_factory.mktemp("ssh")) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("keys")
+    (folder / "home/.ssh").mkdir(parents=True)
+    for path in (folder / "host", folder / "home/.ssh/id_ed25519"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    return folder
 
 
 @pytest.fixture(params=["s3", "sftp"])

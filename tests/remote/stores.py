@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from backup_vm.archive.storage.objects import Changed, Entry, Objects, Space, Unreachable
+from backup_vm.archive.storage.objects import Changed, Entry, Objects, Unreachable
+from backup_vm.archive.storage.room import Room
 
 Answer = tuple[int, bytes]
 
@@ -219,7 +220,7 @@ class Lying(Objects):
     def sweep(self) -> None:
         pass
 
-    def space(self) -> Space | None:
+    def space(self) -> Room | None:
         return None
 
 

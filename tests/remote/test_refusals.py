@@ -71,7 +71,8 @@ def test_a_refusal_is_final(
         at(port, monkeypatch)
         error = refused()
     assert code in str(error) and len(requests) == 1
-    assert isinstance(error, ForbiddenError) == (status == 403)
+    assert isinstance(error, NoRoomError) == (hint == "quota")
+    assert isinstance(error, ForbiddenError) == (status == 403 and hint != "quota")
     assert re.search(hint, error.hint)
 
 

@@ -144,6 +144,27 @@ def test_where_there_is_no_room_for_it_that_is_said_and_done_later(
     sound(site)
 
 
+def test_where_there_is_no_room_at_all_the_newest_session_can_be_removed(
+    site: Site, store: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written for that, not even a lease; nor is anything else begun without one."""
+    before = size(site)
+
+    def refuse(*_: object, **__: object) -> str:
+        raise NoRoomError("HOST cannot store more")
+
+    with monkeypatch.context() as full:
+        for name in ("put", "make", "put_small"):
+            full.setattr(store, name, refuse)
+        with pytest.raises(NoRoomError), open_archive(URL, True, "backup"):
+            pass
+        with open_archive(URL, True, "prune") as archive:
+            (series,) = archive.sessions().values()
+            done = prune(archive, series[-1:])
+    assert (done.sessions, done.space) == (1, before - size(site)) and done.space > PACKS * GRAIN
+    assert len(site.images()) == 1 and site.scrubbed() == []
+
+
 def test_notes_of_what_was_removed_stay_where_there_is_no_room(site: Site, store: Watched) -> None:
     """The prune is done by then; the next one removes them."""
     with open_archive(URL, True) as archive:

@@ -4,6 +4,8 @@ they say of it is true.
 """
 
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,11 +40,40 @@ def test_what_is_given_and_not_used_is_an_error(commands: Commands) -> None:
     inside = commands.site.archive / "copy"
     assert "in the archive itself" in commands.fails(1, "copy", str(inside))
     assert not inside.exists()
-    noted = commands.site.archive / "notes.json"
-    before = noted.read_bytes()
-    for place in (commands.site.archive, f"{inside.parent}/../{inside.parent.name}"):
-        assert "is this archive itself" in commands.fails(1, "copy", str(place))
-    assert noted.read_bytes() == before, "no copy is known there"
+
+
+def test_a_copy_is_apart_from_its_archive_by_whatever_path(commands: Commands) -> None:
+    commands.site.backup()
+    archive, link = commands.site.archive, commands.site.root / "link"
+    link.symlink_to(archive)
+    bound = commands.site.root / "bound"
+    bound.mkdir()
+    places = [archive, link, archive / "../archive"]
+    if os.geteuid() == 0:
+        subprocess.run(["mount", "--bind", archive, bound], check=True)
+        places.append(bound)
+    try:
+        before = sorted(archive.rglob("*"))
+        for place in places:
+            assert "is the archive itself" in commands.fails(1, "copy", str(place))
+            inside = str(place / "packs/copy")
+            assert "in the archive itself" in commands.fails(1, "copy", inside)
+        assert sorted(archive.rglob("*")) == before
+    finally:
+        if len(places) > 3:
+            subprocess.run(["umount", bound], check=True)
+    commands.run("copy", str(commands.site.root / "copy"))
+
+
+def test_no_archive_is_made_within_another(commands: Commands) -> None:
+    archive, root = commands.site.archive, commands.site.root
+    before = sorted(archive.rglob("*"))
+    for place in (archive / "other", archive / "packs/a/b"):
+        error = commands.fails(1, "init", str(place), "--label", "tests")
+        assert f"is in the archive {archive} (tests)" in error
+    assert sorted(archive.rglob("*")) == before
+    (root / "archive.toml").write_text("# of somebody else\n")
+    commands.run("init", str(root / "other"), "--label", "tests")
 
 
 def test_settings_name_any_place_that_can_be_printed(commands: Commands) -> None:

@@ -100,6 +100,7 @@ WRITERS = {
     ("file.py", "_copy_range", "pwrite_all"),
     ("flags.py", "_set_flags", "ioctl"),  # of a snapshot that is still empty
     ("metadata_snapshot.py", "_write_mark", "pwrite"),  # whose it is, in dom0's state
+    ("metadata_snapshot.py", "_read_mark", "ftruncate"),
     ("metadata_snapshot.py", "__enter__", "lock"),
 }
 """Everything in sources that writes, by module, function and what it calls."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dom0_agent.config import Pool, Volume, devices
 from tests.kit import GRAIN, Site, some_bytes
+from tests.patience import PATIENCE, until
 
 MIB = 1 << 20
 ZVOLS = Path("/dev/zvol")
@@ -21,9 +22,11 @@ BLKZNAME, BLKDISCARD = 0x8100127D, 0x1277
 def zfs(*words: str) -> str:
     """Run a command of ZFS; zpool's begin with that word."""
     command = words if words[0] == "zpool" else ("zfs", *words)
-    for _ in range(50):
+    deadline = time.monotonic() + PATIENCE
+    while True:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if "busy" not in done.stderr:  # somebody looks at what a new device is
+        # somebody looks at what a new device is
+        if "busy" not in done.stderr or time.monotonic() > deadline:
             break
         time.sleep(0.1)
     assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
@@ -91,10 +94,7 @@ class Container:
     def device(self, name: str) -> Path:
         """Waits for it, as udev does its work later."""
         path = ZVOLS / self.name / name
-        for _ in range(200):
-            if path.exists():
-                break
-            time.sleep(0.05)
+        until(path.exists)
         return path
 
     def resize(self, name: str, size: int) -> None:

@@ -89,6 +89,24 @@ def test_a_volume_that_is_gone_is_restored(zfs_site: Make) -> None:
     assert site.contents() == before
 
 
+@pytest.mark.parametrize("more", [16 << 10, 4 << 10, 512])
+def test_a_volume_of_any_size_comes_back_with_it(zfs_site: Make, more: int) -> None:
+    """ZFS has whole blocks only. The next session is what it was: nothing is sent for it."""
+    site = zfs_site()
+    volume = site.container.name + "/work/private"
+    zfs("destroy", "-r", volume)
+    site.container.volume("work/private", 8 * MIB + more, block=str(min(more, 16 << 10)))
+    scribble(site.image(), random.Random(more))
+    site.backup()
+    before = site.contents()
+    zfs("destroy", "-r", volume)
+    site.restore()
+    assert site.contents() == before and len(before) == 8 * MIB + more
+    (done,) = site.backup("work/private").done
+    assert done.changed == 0
+    assert [len(one) for one in site.images().values()] == [len(before)] * 2
+
+
 def test_a_volume_that_is_there_is_not_replaced(zfs_site: Make) -> None:
     """Until it has another name, which keeps the old contents, too."""
     site = zfs_site()

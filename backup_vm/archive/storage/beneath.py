@@ -19,14 +19,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from backup_vm.errors import DamagedError
-from common.durable import sync_directory_fd
+from common.durable import UNREADABLE, sync_directory_fd
 
 _FOREIGN = frozenset({errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENOTDIR, errno.ENODEV})
 """What open(2) says of a link, a socket or device, a folder, and a file that is no folder."""
-_UNREADABLE = frozenset(
-    {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.EREMOTEIO, errno.ENODATA, errno.EILSEQ}
-    | {errno.EACCES, errno.EPERM}
-)
+_UNREADABLE = UNREADABLE | {errno.EACCES, errno.EPERM}
 """A bad sector, what a file system's own checksum refuses, and what is not for us: other files may
 be sound.
 """

@@ -26,7 +26,9 @@ DEPTH = 4
 FOLDERS = 50_000
 """Folders that are looked into at most."""
 WITHIN = 2_000
-"""The same within one folder at the place: who fills his own keeps no other from being found."""
+"""Folders that are looked into at most within one folder at the place: whoever fills his own keeps
+no other from being found.
+"""
 NAMES = 50_000
 """Names in one folder that are read at most."""
 _BATCH = 256

@@ -171,8 +171,8 @@ class Storage(Files, Protocol):
         """
 
     def stamps(self, folder: str) -> dict[str, tuple[int, str]]:
-        """The same, each with a text that is another one when the file was written again; an empty
-        one where the place tells nothing by which to know that.
+        """As ``sizes``, each with a text that is another one when the file was written again, and
+        is empty where the place tells nothing by which to know that.
         """
 
     def written(self, folder: str) -> dict[str, float]:

@@ -17,6 +17,7 @@ from backup_vm.archive.storage.beneath import Beneath
 from backup_vm.archive.storage.directory import Directory
 from backup_vm.archive.storage.files import ASIDE, LocalNewFile, rename
 from backup_vm.archive.storage.interface import TEMPORARY, Storage
+from backup_vm.archive.storage.room import Room, room
 from backup_vm.archive.storage.workspace import LocalWorkspace
 from backup_vm.archive.storage.writing import Blocks
 from backup_vm.errors import DamagedError, SparsebakError
@@ -188,10 +189,14 @@ class LocalStorage(Directory, Storage):
 
     @override
     def capacity(self) -> int | None:
-        disk = os.statvfs(self._beneath.fd())
-        return disk.f_blocks * disk.f_frsize or None
+        found = self._room()
+        return found and found.capacity
 
     @override
     def free(self) -> int | None:
+        found = self._room()
+        return found and found.free
+
+    def _room(self) -> Room | None:
         disk = os.statvfs(self._beneath.fd())
-        return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
+        return room(disk.f_frsize, disk.f_blocks, disk.f_bavail)

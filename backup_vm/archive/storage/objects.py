@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from backup_vm import stopping
+from backup_vm.archive.storage.room import Room
 from backup_vm.errors import CannotLockError, SparsebakError
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ PATIENCE = 60.0
 """Seconds of waiting, in delays and for answers that did not come, after which a place is given up.
 """
 DOUBT = 2.0
-"""The same for a refusal that looks like a wrong address, while nothing has ever come from the
-place in this run.
+"""Seconds of waiting after a refusal that looks like a wrong address, while nothing has ever come
+from the place in this run.
 """
 SILENCE = 30.0
 """Seconds without a byte in either direction after which a request is given up."""
@@ -30,7 +31,7 @@ _DEEPEST = 4
 _LONGEST = 200
 """Bytes of one part of a name, so that it can be one of a copy here, with a checksum."""
 SILENCE_AFTER = 5.0
-"""The same once a place has been given up."""
+"""Seconds without a byte, once a place has been given up."""
 Result = TypeVar("Result")
 
 
@@ -77,13 +78,6 @@ class Entry(NamedTuple):
 
     size: int
     version: str
-
-
-class Space(NamedTuple):
-    """Bytes of a disk."""
-
-    free: int
-    capacity: int
 
 
 class Objects(Protocol):
@@ -138,7 +132,7 @@ class Objects(Protocol):
     def sweep(self) -> None:
         """Finish or remove what uploads that were cut have left. For the one that writes."""
 
-    def space(self) -> Space | None:
+    def space(self) -> Room | None:
         """Room there; None where nobody knows."""
 
     def vault(self, place: "Place", retention: int) -> "Vault":

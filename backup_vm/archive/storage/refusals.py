@@ -17,10 +17,6 @@ from backup_vm.errors import ForbiddenError, NoRoomError, SparsebakError
 
 _KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 _REGION = "set AWS_REGION to the bucket's region{region}, and AWS_ENDPOINT_URL to its endpoint"
-_ROOM = (
-    "have the quota raised, or prune old sessions, or where that needs room, too, a newest one"
-    " (prune QUBE/VOLUME --session latest); what was stored is kept"
-)
 _HINTS = {
     "NoSuchBucket": "make the bucket first, or correct the URL",
     "InvalidBucketName": "correct the bucket's name in the URL",
@@ -34,12 +30,11 @@ _HINTS = {
     "PermanentRedirect": _REGION,
     "TemporaryRedirect": _REGION,
     "IllegalLocationConstraintException": _REGION,
-    "QuotaExceeded": _ROOM,
-    "InsufficientStorage": _ROOM,
-    "XMinioStorageFull": _ROOM,
-    "XMinioAdminBucketQuotaExceeded": _ROOM,
     "EntityTooLarge": "the store takes only smaller objects",
 }
+_FULL = frozenset(
+    ("QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded")
+)
 _PASSING = frozenset(
     ("SlowDown", "RequestTimeout", "OperationAborted", "BadDigest", "IncompleteBody")
     + ("XAmzContentSHA256Mismatch", "TooManyRequests", "InternalError", "ServiceUnavailable")
@@ -118,6 +113,8 @@ def failure(text: str, name: str, ahead: Callable[[], float | None]) -> Exceptio
     said = parse(text)
     if not said.status and not said.code:
         return _not_reached(text)
+    if said.code in _FULL:  # with a status that forbids, in some stores
+        return NoRoomError(f"the object store refuses: {said}")
     if said.code in _PASSING or (said.status in _PASSING_STATUS and said.code not in _HINTS):
         return Overloaded(str(said))
     if said.code == "RequestTimeTooSkewed":
@@ -126,8 +123,6 @@ def failure(text: str, name: str, ahead: Callable[[], float | None]) -> Exceptio
         return FileNotFoundError(f"{name}: {said}")
     hint = _HINTS.get(said.code, "").format(region=f" ({said.region})" if said.region else "")
     kind = ForbiddenError if said.status in (401, 403) else SparsebakError
-    if _HINTS.get(said.code) == _ROOM:  # with a status that forbids, in some stores
-        kind = NoRoomError
     return kind(f"the object store refuses: {said}", hint)
 
 

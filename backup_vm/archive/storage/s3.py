@@ -21,9 +21,9 @@ from backup_vm.archive.storage.objects import (
     Entry,
     Objects,
     Place,
-    Space,
     Unreachable,
 )
+from backup_vm.archive.storage.room import Room
 from backup_vm.archive.storage.waiting import REQUESTS
 from backup_vm.errors import ForbiddenError, SparsebakError
 from common.override import override
@@ -272,7 +272,7 @@ class ObjectStore(Objects):
         """What the store keeps of uploads that were cut is not among its objects."""
 
     @override
-    def space(self) -> Space | None:
+    def space(self) -> Room | None:
         return None
 
     @override

@@ -18,7 +18,8 @@ from backup_vm import stopping
 from backup_vm.archive.storage import sftp_extensions as extensions
 from backup_vm.archive.storage import sftp_protocol as protocol
 from backup_vm.archive.storage.connections import Connections
-from backup_vm.archive.storage.objects import Changed, Entry, Objects, Space, Unreachable
+from backup_vm.archive.storage.objects import Changed, Entry, Objects, Unreachable
+from backup_vm.archive.storage.room import Room
 from backup_vm.archive.storage.sftp_folders import MOST, Folders
 from backup_vm.archive.storage.sftp_protocol import Attributes, Client, Refused, text
 from backup_vm.archive.storage.ssh import Host
@@ -196,11 +197,7 @@ class SftpHost(Objects):
             what, free = "the server's disk is full", f", {space.free} bytes are free"
         else:
             what, free = "the server's disk is likely full or read-only, or a quota used up", ""
-        return NoRoomError(
-            f"{self._host.name} cannot store more: {what} ({error}{free})",
-            "make room there, or prune old sessions, or where that needs room, too, a newest one"
-            " (prune QUBE/VOLUME --session latest); what was stored is kept",
-        )
+        return NoRoomError(f"{self._host.name} cannot store more: {what} ({error}{free})")
 
     @override
     def delete(self, name: str) -> None:
@@ -314,6 +311,6 @@ class SftpHost(Objects):
         self._elsewhere = frozenset()
 
     @override
-    def space(self) -> Space | None:
+    def space(self) -> Room | None:
         with self._asking() as client:
             return extensions.space(client, self._root)

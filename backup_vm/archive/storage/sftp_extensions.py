@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from backup_vm.archive.storage import sftp_protocol as protocol
-from backup_vm.archive.storage.objects import Space
+from backup_vm.archive.storage.room import Room, room
 from backup_vm.archive.storage.sftp_protocol import Attributes, Client, Refused, text
 
 _RENAME, _SYNC = b"posix-rename@openssh.com", b"fsync@openssh.com"
@@ -65,7 +65,7 @@ def end_sync(client: Client, number: int | None) -> None:
             client.answer(number)
 
 
-def space(client: Client, path: bytes) -> Space | None:
+def space(client: Client, path: bytes) -> Room | None:
     """Room on the disk of a folder, or of what is above it when it is not there yet."""
     while True:
         try:
@@ -76,7 +76,7 @@ def space(client: Client, path: bytes) -> Space | None:
                 return None
             path = path.rpartition(b"/")[0] or (b"/" if path.startswith(b"/") else b"")
     _, unit, blocks, _, available = (fields.number(">Q") for _ in range(5))
-    return Space(available * unit, blocks * unit) if blocks and unit else None
+    return room(unit, blocks, available)
 
 
 @contextmanager

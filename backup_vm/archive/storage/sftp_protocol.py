@@ -195,7 +195,7 @@ class Client:
         return self.send(EXTENDED, text(name) + body)
 
     def extended(self, name: bytes, body: bytes, answer: int = STATUS) -> Fields:
-        """The same, and wait for its answer."""
+        """Send a request of an extension, and wait for its answer."""
         return self.answer(self.begin(name, body), answer)
 
     def open(self, path: bytes, flags: int) -> bytes:

@@ -86,8 +86,8 @@ class BackgroundFile:
         self._used, self._offset = 0, offset + BLOCK
 
     def _open_direct(self) -> int:
-        """The same file once more, past the page cache; -1 where that cannot be: what is wrong
-        otherwise shows without it.
+        """Another descriptor of the file, past the page cache; -1 where that cannot be: what else
+        is wrong shows without it.
 
         By its descriptor, not its name: whoever can write to the folder may have put another file
         there.

@@ -3,7 +3,7 @@
 
 import argparse
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.files.listing import TYPES
@@ -13,14 +13,12 @@ from backup_vm.terminal.text import count_text, table
 if TYPE_CHECKING:
     from backup_vm.archive.sessions import Session
     from backup_vm.files.session import SessionFiles
-    from backup_vm.jobs.finding import Looked, Trouble
+    from backup_vm.jobs.finding import Looked, Span, Trouble
 
 
 def find_in_all(options: argparse.Namespace) -> int:
     """Print the files that fit, each with the sessions from which and to which it was so."""
     from backup_vm.errors import Exit
-    from backup_vm.files.session import shown
-    from backup_vm.files.showing import text_of, time_text, type_of
     from backup_vm.jobs.finding import find, plain, query_of
 
     context = Context(options)
@@ -39,29 +37,39 @@ def find_in_all(options: argparse.Namespace) -> int:
         names = files.names(context.warn)
         found, looked = find(volume.sessions, names, query, top, opened, trouble)
         unread = files.unread()
-    rows = [["FROM", "UNTIL", "SIZE", "MODIFIED", "PATH"]]
-    for one in found:
-        about = [str(one.about.size), time_text(one.about.mtime)]
-        rows.append([one.first.name, one.last.name, *about, shown(one.path)])
-    data = [
-        {
-            "path": text_of(one.path),
-            "type": type_of(one.about.mode),
-            **{key: value for key, value in one.about._asdict().items() if key != "node"},
-            "first": one.first.name,
-            "last": one.last.name,
-            "sessions": one.sessions,
-        }
-        for one in found
-    ]
     for line in unread:
         context.warn(line)
     _tell(context, looked)
     if found or context.json:
-        context.result({"files": data}, table(rows, frozenset({2})))
+        context.result({"files": list(map(_data, found))}, _table(found))
     if looked.damaged or unread:
         return Exit.DAMAGED
     return Exit.FAILED if troubles.count or looked.incomplete else Exit.OK
+
+
+def _table(found: "list[Span]") -> str:
+    from backup_vm.files.session import shown
+    from backup_vm.files.showing import time_text
+
+    rows = [["FROM", "UNTIL", "SIZE", "MODIFIED", "PATH"]]
+    for one in found:
+        about = [str(one.about.size), time_text(one.about.mtime)]
+        rows.append([one.first.name, one.last.name, *about, shown(one.path)])
+    return table(rows, frozenset({2}))
+
+
+def _data(one: "Span") -> dict[str, Any]:
+    """What --json prints of a file."""
+    from backup_vm.files.showing import text_of, type_of
+
+    return {
+        "path": text_of(one.path),
+        "type": type_of(one.about.mode),
+        **{key: value for key, value in one.about._asdict().items() if key != "node"},
+        "first": one.first.name,
+        "last": one.last.name,
+        "sessions": one.sessions,
+    }
 
 
 def _tell(context: Context, looked: "Looked") -> None:

@@ -63,7 +63,7 @@ def opened_volume(context: Context) -> "Iterator[tuple[Named, VolumeFiles]]":
 
 
 def told(context: Context, side: "Side") -> "Side":
-    """The same, after what must be known of it is said."""
+    """One session's files, after what must be known of them is said."""
     _tell_notes(context, side.files)
     return side
 

@@ -6,10 +6,14 @@ import os
 import stat
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.files.opening import opened_session, path_of
 from backup_vm.terminal.text import count_text, size_text
+
+if TYPE_CHECKING:
+    from backup_vm.files.session import Found, SessionFiles
 
 
 def cat(options: argparse.Namespace) -> int:
@@ -65,13 +69,7 @@ def cp(options: argparse.Namespace) -> int:
     if len(options.path) > 1 and not inside:
         raise UsageError(f"{target} is not a folder", "several files need one to go to")
     with opened_session(context) as files:
-        chosen = []
-        for name in options.path:
-            found = files.find(os.fsencode(name), follow=False)
-            base = os.fsdecode(found.path.rpartition(b"/")[2])
-            if inside and not base:
-                raise UsageError(f"{target} exists", "to copy / give a name that is not there yet")
-            chosen.append((found, target / base if inside else target))
+        chosen = [_aimed(files, name, target, inside) for name in options.path]
         size = sum(one.stat.size for one, _ in chosen)
         whole = all(stat.S_ISREG(one.stat.mode) for one, _ in chosen)
         with context.progress("copy", size if whole else None) as progress:
@@ -96,6 +94,19 @@ def cp(options: argparse.Namespace) -> int:
             f" {size_text(done.size)}.",
         )
     return Exit.DAMAGED if done.damaged else Exit.FAILED if done.troubles else Exit.OK
+
+
+def _aimed(files: "SessionFiles", name: str, target: Path, inside: bool) -> "tuple[Found, Path]":
+    """A file of the session, and where it goes: ``inside`` the target, under its own name, or to
+    the target itself.
+    """
+    from backup_vm.errors import UsageError
+
+    found = files.find(os.fsencode(name), follow=False)
+    base = os.fsdecode(found.path.rpartition(b"/")[2])
+    if inside and not base:
+        raise UsageError(f"{target} exists", "to copy / give a name that is not there yet")
+    return found, target / base if inside else target
 
 
 def tar(options: argparse.Namespace) -> int:

@@ -215,7 +215,7 @@ class Ext4:
             yield from self._from_journal(extent) if self._moved else (extent,)
 
     def _from_journal(self, extent: Extent) -> Iterator[Extent]:
-        """The same, in pieces where the journal has blocks of it (data=journal)."""
+        """An extent, in pieces where the journal has blocks of it (data=journal)."""
         offset, length = extent.offset, extent.length
         place = self._source.start + self._at(extent)
         first = self._at(extent) // self._size

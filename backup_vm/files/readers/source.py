@@ -147,7 +147,7 @@ class Source:
 
 
 def within(extents: Iterator[Extent], size: int) -> Iterator[Extent]:
-    """The same, none beyond the file's end. Raises Malformed unless each follows the one before."""
+    """Extents, none beyond the file's end. Raises Malformed unless each follows the one before."""
     reached = 0
     for extent in extents:
         if extent.offset < reached or extent.length <= 0:

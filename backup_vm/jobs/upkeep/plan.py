@@ -59,7 +59,7 @@ class Setup:
         return self.plans.get(name, self.plan)
 
     def scrubbing(self, sample: Part | None, older_than: int | None) -> "Setup":
-        """The same, but so much of each archive is scrubbed: as in Plan, None for what it says."""
+        """A setup by which so much of each archive is scrubbed, see Plan; None: as here."""
 
         def changed(plan: Plan) -> Plan:
             return replace(

@@ -2,21 +2,20 @@
 """``sparsebak-agent``: the few commands of dom0's administrator, one module each."""
 
 import argparse
-import importlib
 import importlib.util
 import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from common.memory import collect_rarely, keep_out_of_cores
-from common.parser import Parser as BaseParser
-from common.text import printable, take_any_letters
+from common.parser import Parser
+from common.text import printable
+from dom0_agent.admin import streams
 from dom0_agent.config import DEFAULT_PATH, ConfigError
 from wire import VERSION
 from wire.names import BadName
@@ -88,23 +87,8 @@ def _user(text: str) -> str:
     return text
 
 
-class Parser(BaseParser):
-    """A parser whose --help and --version fail where they cannot be printed; argparse
-    ignores that.
-    """
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        if file is not sys.stdout:
-            super()._print_message(message, file)
-            return
-        file.write(message)
-        file.flush()
-
-
 def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The command line. Of the commands only those among ``words``, if any is, and none where they
-    ask for the version: to import the others takes time.
-    """
+    """The command line, with those commands that ``words`` need: see Parser.add_commands."""
     top = Parser(
         prog="sparsebak-agent",
         description="The dom0 side of sparsebak: keys of archives, snapshots, restored settings.",
@@ -114,11 +98,8 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         ),
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=top.prog)
     there = [name for name in COMMANDS if name not in OPTIONAL or _module_of(name)]
-    named = [name for name in there if name in words]
-    for name in named or ([] if words == ["--version"] else there):
-        importlib.import_module(f"dom0_agent.admin.cli.{name.replace('-', '_')}").add_to(commands)
+    top.add_commands("dom0_agent.admin.cli", there, words)
     _common(top, config=DEFAULT_PATH, unattended=False, quiet=False, verbose=False, json=False)
     return top
 
@@ -185,15 +166,14 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, ConfigError, BadName, Refused) as error:
         _tell(str(error))
     except BrokenPipeError:
-        _print_no_more()
+        streams.print_no_more()
         return 128 + signal.SIGPIPE
-    except PermissionError as error:
-        _tell(f"{error.filename}: {error.strerror}; run it as the owner or as root")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _tell(f"{where}{error.strerror or error}")
-        if not where:
-            _print_no_more()
+        advice = "; run it as the owner or as root" if isinstance(error, PermissionError) else ""
+        _tell(f"{where}{error.strerror or error}{advice}")
+        if error.filename in (None, streams.OUTPUT):
+            streams.print_no_more()
     except (KeyboardInterrupt, EOFError):
         return 130
     except Exception:
@@ -212,24 +192,8 @@ def _as_a_process() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, _end)
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:  # closed: the next file that is opened would take its number
-            # What is written to the second fails, as it must: it may be a recovery key.
-            null = os.open(os.devnull, os.O_WRONLY if fd == 2 else os.O_RDONLY)
-            if null != fd:
-                os.dup2(null, fd)
-                os.close(null)
-            setattr(sys, name, os.fdopen(fd, "w" if fd else "r"))
     keep_out_of_cores()
-    take_any_letters()
-
-
-def _print_no_more() -> None:
-    """Standard output cannot be written, and what it still holds would be tried again at the end of
-    Python.
-    """
-    with suppress(OSError):  # no descriptor, where it is not a process
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    streams.prepare()
 
 
 _came = 0

@@ -86,6 +86,7 @@ def _seconds(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    ended = False
     try:
         config = load(options.config)
         catalog, listed = current(config)
@@ -96,11 +97,13 @@ def _run(options: argparse.Namespace) -> int:
             domain = _backup_vm(app, options.vm)
             with _running(domain, config.state_dir / "backups", options):
                 code = _backup(domain, options)
-                last_backup.note(config, catalog)
+                ended = True
                 # before the end of what else runs there is waited for
                 result = _tell(domain, code, options)
+                last_backup.note(config, catalog)
     except (ConfigError, OSError, Refused, UserError) as error:  # every night, and nobody looks
-        notify("Backup failed", f"It was not made: {printable(reason(error))}", urgent=True)
+        if not ended:  # what becomes of that is told; a terminal that was closed says nothing of it
+            notify("Backup failed", f"It was not made: {printable(reason(error))}", urgent=True)
         raise
     return result or int(not listed)  # a qube made since the last list was not in it; the log says
 

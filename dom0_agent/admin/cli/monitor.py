@@ -11,7 +11,7 @@ from dom0_agent.admin import last_backup
 from dom0_agent.admin.archives import sweep
 from dom0_agent.admin.catalog import current
 from dom0_agent.admin.cli import UserError, mib
-from dom0_agent.admin.leftovers import leave, let_go, let_start, orphans
+from dom0_agent.admin.leftovers import drop_in_former_pools, let_go, let_start, orphans
 from dom0_agent.admin.monitoring import Outcome, monitor
 from dom0_agent.admin.tags import tag_new
 from dom0_agent.catalog import VolumeCatalog
@@ -52,13 +52,25 @@ def _run(options: argparse.Namespace) -> int:
             print(f"sparsebak-agent: {printable(outcome.error)}", file=sys.stderr)
         elif options.verbose and not options.json:
             print(f"{outcome.name}: {_words(outcome)}")
-    gone = [] if options.volumes else _let_go(config, catalog)
-    new = [] if options.volumes else tag_new(config)
-    noted = [] if options.volumes else last_backup.note(config, catalog)
-    unfinished = [] if options.volumes else _remove_unfinished(config)
+    rest: dict[str, list[str]] = {"let_go": [], "new": [], "noted": [], "unfinished": []}
     if not options.volumes:
+        rest["let_go"] = _let_go(config, catalog)
+        rest["new"] = tag_new(config)
+        rest["noted"] = last_backup.note(config, catalog)
+        rest["unfinished"] = _remove_unfinished(config)
         let_start(config.state_dir)
         sweep(keyring)
+    _report(options, outcomes, rest)
+    failed = any(outcome.error and not outcome.busy for outcome in outcomes)
+    return 1 if failed or not listed else 0
+
+
+def _report(
+    options: argparse.Namespace, outcomes: list[Outcome], rest: dict[str, list[str]]
+) -> None:
+    """Say what became of the volumes, and as JSON of the ``rest``: names of volumes, qubes and
+    disposables by what was done with them.
+    """
     if options.json:
         fields = [
             {
@@ -69,7 +81,6 @@ def _run(options: argparse.Namespace) -> int:
             }
             for outcome in outcomes
         ]
-        rest = {"let_go": gone, "new": new, "noted": noted, "unfinished": unfinished}
         print(json.dumps({"volumes": fields, **rest}))
     elif not options.quiet:
         changed = [outcome.changed for outcome in outcomes if outcome.changed is not None]
@@ -79,14 +90,12 @@ def _run(options: argparse.Namespace) -> int:
             f"{len(changed)} of {len(outcomes)} volumes followed, {mib(sum(changed))}"
             f" changed{skipped}"
         )
-    failed = any(outcome.error and not outcome.busy for outcome in outcomes)
-    return 1 if failed or not listed else 0
 
 
 def _let_go(config: Config, catalog: VolumeCatalog) -> list[str]:
     """Names of the volumes that are gone and had snapshots."""
     gone, sources = [], Sources(config.state_dir)
-    for name in leave(config.state_dir, sources):
+    for name in drop_in_former_pools(config.state_dir, sources):
         log(INFO, f"{name} is in another pool now; its snapshots in the one before are removed")
     for orphan in orphans(config.state_dir, catalog):
         try:

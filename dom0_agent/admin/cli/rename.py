@@ -4,7 +4,7 @@ continues that one's history.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from dom0_agent.admin.catalog import ask, write_down
@@ -49,13 +49,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UserError("name two qubes: the name that it had, and the one that it has")
     if identity not in known and identities.name(old) != old:  # no other has had that name since
         raise UserError(f"{old} is called {identities.name(old)} here; see: sparsebak-agent status")
-    if old in there:
-        raise UserError(
-            f"there is a qube {old}, and what is known of it is its own; a copy has a history of"
-            " its own"
-        )
-    if new not in there:
-        raise UserError(f"there is no qube {new}; see: sparsebak-agent volumes")
+    _require_renamed(old, new, there)
     if identity not in known:  # a mistyped name, or dom0's state was lost
         confirm(
             options,
@@ -76,6 +70,17 @@ def _run(options: argparse.Namespace) -> int:
     if holder in known:
         print(f"What it had itself is kept as {after.name(holder)}.")
     return 0
+
+
+def _require_renamed(old: str, new: str, there: Collection[str]) -> None:
+    """Raise UserError unless of the two names the new one alone is that of a qube."""
+    if old in there:
+        raise UserError(
+            f"there is a qube {old}, and what is known of it is its own; a copy has a history of"
+            " its own"
+        )
+    if new not in there:
+        raise UserError(f"there is no qube {new}; see: sparsebak-agent volumes")
 
 
 def _listed(catalog: VolumeCatalog) -> Mapping[str, str]:

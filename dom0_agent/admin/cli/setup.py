@@ -70,8 +70,8 @@ def _run(options: argparse.Namespace) -> int:
     for qube, reason in unsure.items():
         print(printable(f"{qube}: {reason}; its tag was not changed; run this again"))
     not_saved = 0 if options.dry_run else _take_down(config)
-    if policy.missing():
-        done(f"{_rules()} {policy.FOLDER / policy.OF_4_2}", policy.put_right)
+    if policy.out_of_date():
+        done(f"{_rules()} {policy.FOLDER / policy.OF_4_2}", policy.bring_up_to_date)
     for problem in policy.problems():
         print(problem)
     _tell_of_archives(config, name)

@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from common.durable import Busy, closing_fd, lock, make_directory, replace, sync_directory
+from common.durable import (
+    UNREADABLE,
+    Busy,
+    closing_fd,
+    lock,
+    make_directory,
+    replace,
+    sync_directory,
+)
 from dom0_agent.admin.qubes_catalog import QubesCatalog, document
 from dom0_agent.admin.qubes_options import QubesOptions, qubes_options
 from dom0_agent.admin.settings import config_tar, machine
@@ -101,19 +109,35 @@ def _taken(name: str, path: Path, action: Callable[[Path], bool]) -> Taken:
 
 
 def _age(path: Path) -> float:
+    """Seconds since a document was known to be right; endless where nobody can tell, because it is
+    not there, or the clock was ahead then.
+    """
     try:
-        return abs(time.time() - path.stat().st_mtime)
+        age = time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return float("inf")
+    return age if age >= 0 else float("inf")
 
 
 def _take_settings(qube: str, path: Path) -> bool:
     raw = collect(qube)
-    if path.is_file() and path.read_bytes() == raw:
+    if _is_there(path, lambda: path.read_bytes() == raw):
         os.utime(path)
         return False
     replace(path, raw)
     return True
+
+
+def _is_there(path: Path, same: Callable[[], bool]) -> bool:
+    """Whether a document was saved already as it is now. One that cannot be read any more was not:
+    it is replaced, by which it is on another place of the disk.
+    """
+    try:
+        return path.is_file() and same()
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        return False
 
 
 def _describe(options: QubesOptions, folder: Path) -> Iterator[machine.Item]:
@@ -141,7 +165,7 @@ def _take_config(files: tuple[str, ...], path: Path, options: QubesOptions | Non
             left_out = config_tar.write(files, out, require_room, described)
             out.flush()
             os.fsync(out.fileno())
-        if path.is_file() and filecmp.cmp(beside, path, shallow=False):
+        if _is_there(path, lambda: filecmp.cmp(beside, path, shallow=False)):
             beside.unlink()
             os.utime(path)
             return False

@@ -127,8 +127,8 @@ def _on_qubes(asked: Restoring, absent: bool) -> Volume:
 def _check_record(
     call: Call, asked: Restoring, volume: Volume, record: Record, identities: Identities
 ) -> str:
-    """A record belongs to one volume; it goes elsewhere only if dom0's administrator said so. What
-    that volume is called now.
+    """Raise Refused for a record of another volume, unless dom0's administrator allowed that, and
+    for one of another session than was asked for; returns the present name of the record's volume.
     """
     source, session = _present_name(record, identities), session_name(record.time)
     if not (

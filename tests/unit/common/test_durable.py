@@ -1,17 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What fails while a file is written says which one: there may be several disks, of which one is
-full.
+full. And what fails while a lock is taken gives it up.
 """
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from common.durable import write_synced
+from common.durable import lock, still_named, write_synced
 
 
 def test_a_write_that_fails_says_where() -> None:
     with pytest.raises(OSError) as caught:
         write_synced(Path("/dev/full"), b"x")
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "/dev/full")
+
+
+def test_what_cannot_be_known_of_a_locked_file_gives_its_lock_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a run that goes through many volumes it would keep that one busy to the end."""
+    path = tmp_path / "lock"
+    assert still_named(fd := lock(path))
+    os.close(fd)
+    fd = lock(path)
+    path.unlink()
+    assert not still_named(fd)
+    with pytest.raises(OSError):
+        os.fstat(fd)
+    fd = lock(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", lambda fd: os.stat(tmp_path / "none"))
+        with pytest.raises(OSError):
+            still_named(fd)
+    os.close(lock(path))

@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +93,22 @@ def test_a_damaged_archive_can_be_taken_over_again(
     fill(site.image(), 3 * GRAIN, 1)
     site.backup()
     assert len(site.images()) == 2
+
+
+@pytest.mark.parametrize("name", ["key", "archive.json"])
+def test_an_archive_that_cannot_be_read_is_a_damaged_one(
+    tmp_path: Path, faultfs: FaultFS, name: str
+) -> None:
+    """A bad sector: it can be taken over again, too."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/dom0").symlink_to(faultfs.path)
+    (one,) = Keyring(load(Site(tmp_path / "site").config).state_dir)
+    master = one.master()
+    faultfs.fail(Fault("read", "EIO", path=f"archives/{one.id.hex()}/{name}"))
+    archives.keep(Keyring(one.directory.parent.parent), one, master)
+    faultfs.fail()
+    assert one.directory.with_name(f".{one.id.hex()}.damaged").is_dir()
+    assert archives.is_sound(one.directory)
 
 
 def test_an_archive_is_kept_once(keyring: Keyring) -> None:

@@ -53,7 +53,7 @@ def test_any_part_can_be_asked_for_in_any_order(
 def test_what_is_kept_of_many_sessions_is_no_more_than_of_few(tmp_path: Path) -> None:
     storage, session = stored(tmp_path, [0], chunks=1 << 24)
     small, large = (
-        Session(**{**vars(session), "count": count, "inherit": 1, "base": bytes(15) + b"1"})
+        Session(session.file, session.clear, session.record, bytes(15) + b"1", 1, count)
         for count in (500, 1 << 23)
     )
     for series in ([large], [large] * 2000, [large, *[small] * 2000], [small] * 9):

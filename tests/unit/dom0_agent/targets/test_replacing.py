@@ -305,6 +305,9 @@ def test_a_pool_is_not_filled_up(source: FileSource, monkeypatch: pytest.MonkeyP
     blocks = 0
     room(0)
     source.require_room()
+    blocks = -(1 << 63)  # made up
+    room(-(1 << 63))
+    source.require_room()
     source.snapshot(2)
     monkeypatch.setattr(os, "statvfs", lambda _: os.stat("/nonexistent"))
     assert "cannot ask" in refused(source.require_room)

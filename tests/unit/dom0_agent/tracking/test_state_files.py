@@ -105,10 +105,10 @@ def test_names_that_cannot_be_are_no_volumes(site: Site) -> None:
     assert list(known_volumes(site.state)) == [("work", "private")]
 
 
-@pytest.mark.parametrize("error", ["EIO", "EUCLEAN", "EBADMSG"])
+@pytest.mark.parametrize("error", ["EIO", "EUCLEAN", "EBADMSG", "ENODATA"])
 def test_a_state_disk_that_lost_a_file(tmp_path: Path, faultfs: FaultFS, error: str) -> None:
-    """What btrfs, XFS and ext4 answer. The volume is compared as a whole, and the others are backed
-    up.
+    """What btrfs, XFS and ext4 answer, or the disk itself by XFS. The volume is compared as a
+    whole, and the others are backed up.
     """
     (tmp_path / "site").mkdir()
     (tmp_path / "site/dom0").symlink_to(faultfs.path)
