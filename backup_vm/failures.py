@@ -36,11 +36,13 @@ def text(error: OSError) -> str:
 
 @contextmanager
 def naming(path: str) -> Iterator[None]:
-    """Name a file in an OSError that names none, as those of writing to a descriptor do not."""
+    """Name a file in an OSError that names none, or a descriptor alone, as those of what is read
+    and written there do.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        if isinstance(error.filename, str | bytes) or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, path) from None
 

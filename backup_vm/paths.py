@@ -5,6 +5,7 @@ import os
 import stat
 from pathlib import Path
 
+from backup_vm import failures
 from backup_vm.errors import UsageError
 
 QREXEC_CLIENT = Path("/usr/bin/qrexec-client-vm")
@@ -63,7 +64,7 @@ def read_small(file: Path, limit: int, what: str, pipes: bool = False) -> bytes:
     here waits.
     """
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | (0 if pipes else os.O_NONBLOCK))
-    with open(fd, "rb") as stream:
+    with failures.naming(str(file)), open(fd, "rb") as stream:
         mode = os.fstat(fd).st_mode
         piped = pipes and (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode))
         if not (stat.S_ISREG(mode) or piped or str(file) == os.devnull):

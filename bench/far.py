@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -139,26 +139,33 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for kind in [SERVERS[options.only]] if options.only else SERVERS.values():
         work = Path(tempfile.mkdtemp(prefix="sparsebak-bench-"))
-        (work / "server").mkdir()
-        os.environ["XDG_CACHE_HOME"] = str(work / "cache")
         try:
-            with (
-                pool_on_btrfs(work) as pool,
-                kind(work / "server") as server,
-                line(server, options.delay, options.rate) as (port, passed),
-            ):
-                os.environ |= server.environment(port)
-                workload.make_beside(pool / "image", options.content)
-                tool = Far(pool, work, server.url("archive", port))
-                passed()
-                done = steps(tool, pool / "image", work, options.content)
-                for name, measured in islice(done, 1 if options.full else None):
-                    if measured is not None:
-                        name = f"{server.kind}: {name}"
-                        told(name, measured, tool.began, passed(), options.rate)
-                tool.close()
+            _behind_a_line(kind, work, options)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _behind_a_line(
+    kind: Callable[[Path], AbstractContextManager[Server]], work: Path, options: argparse.Namespace
+) -> None:
+    """Print the rows of one kind of server."""
+    (work / "server").mkdir()
+    os.environ["XDG_CACHE_HOME"] = str(work / "cache")
+    with (
+        pool_on_btrfs(work) as pool,
+        kind(work / "server") as server,
+        line(server, options.delay, options.rate) as (port, passed),
+    ):
+        os.environ |= server.environment(port)
+        workload.make_beside(pool / "image", options.content)
+        tool = Far(pool, work, server.url("archive", port))
+        passed()
+        done = steps(tool, pool / "image", work, options.content)
+        for name, measured in islice(done, 1 if options.full else None):
+            if measured is not None:
+                name = f"{server.kind}: {name}"
+                told(name, measured, tool.began, passed(), options.rate)
+        tool.close()
 
 
 def told(name: str, measured: Measured, began: float, passed: dict[str, Any], rate: float) -> None:

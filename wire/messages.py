@@ -102,7 +102,7 @@ OFFER_RESUMED = 2
 """The session was begun by an earlier Snapshot call and neither committed nor aborted."""
 
 VOLUME_GONE = 1
-"""Listed for its sessions only: the volume is in dom0's memory but no longer in its catalog."""
+"""Listed for its sessions only: the volume is in dom0's memory, and no longer in its list."""
 VOLUME_PENDING = 2
 """A session of this volume is neither committed nor aborted."""
 
@@ -161,7 +161,7 @@ class VolumeEntry(Message, compiled=COMPILED):
     changed: Annotated[int, Int64ul * "bytes that may have changed since the newest session"]
     session: Annotated[bytes, Bytes(16) * "id of the newest committed session"]
     time: Annotated[int, Time * "time of that session, Unix seconds"]
-    flags: Annotated[int, Int16ul * "bits: 1 no longer in the catalog, 2 a session is pending"]
+    flags: Annotated[int, Int16ul * "bits: 1 no longer in dom0's list, 2 a session is pending"]
 
 
 class ArchiveEntry(Message, compiled=COMPILED):

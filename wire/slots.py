@@ -143,6 +143,9 @@ def new_passphrase(raw: bytes) -> bytes:
         raise ValueError("the passphrase is not UTF-8; save it as UTF-8") from None
     if not text:
         raise ValueError("the passphrase is empty")
+    # The end of a line of an old Mac, for one; a tab can be typed.
+    if any(one != "\t" and (one < " " or "\x7f" <= one < "\xa0") for one in text):
+        raise ValueError("the passphrase has a control character, which nobody can type again")
     made = _normalized("NFC", text)
     if len(made) > SECRET_LIMIT:
         raise ValueError(f"the passphrase is longer than {SECRET_LIMIT} bytes")

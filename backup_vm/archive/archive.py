@@ -47,6 +47,10 @@ class Archive:
         """Bytes of the packs of this run, if that was asked for; see pack_size.py."""
         self.left_dead = False
         """Whether a reclaim left space as it was, for want of room to give it back."""
+        self.left_listed = False
+        """Whether a reclaim left chunks in the catalog to which perhaps nothing refers, for want of
+        knowing it.
+        """
         self.touched: set[str] = set()
         """Files that this run changed under their names: packs by holes, sessions by merging."""
         self.damaged: dict[str, DamagedError] = {}

@@ -98,11 +98,12 @@ def put_back(archive: "Archive") -> None:
     """At the end: put it back. Where there is still no room for it, the next run makes it again."""
     import shutil  # 2 ms, for the programs that unpack archives
 
-    # Of no name under which one that is half written would be believed after a power cut: some file
-    # systems know its size before they have its contents.
-    workspace, half = archive.storage.workspace, scratch_name()
+    workspace = archive.storage.workspace
     catalog, there = archive.open_catalog, archive.moved(catalog_file.NAME)
     archive.cramped, archive.open_catalog = False, None
+    # Of no name under which one that is half written would be believed after a power cut: some file
+    # systems know its size before they have its contents.
+    half = scratch_name()
     if catalog is not None:
         there = catalog.path
         catalog.close()

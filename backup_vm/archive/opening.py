@@ -261,5 +261,5 @@ def _require_outside_others(location: str | Path) -> None:
 def _none_yet(storage: Storage) -> None:
     if storage.exists(NAME):
         raise SparsebakError(
-            f"there is an archive in {storage.describe()} already", "choose an empty directory"
+            f"there is an archive in {storage.describe()} already", "choose an empty folder"
         )

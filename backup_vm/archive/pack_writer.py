@@ -269,10 +269,14 @@ class PackWriter:
         refers to it.
         """
         self.flush()
-        self._catalog.marks.storing = False
+        self._catalog.marks.storing = self._archive.left_listed
 
     def close(self) -> None:
-        """End; what is not on disk yet is given up."""
+        """End; what is not on disk yet is given up.
+
+        On a full disk, too: half a pack is of use only with its index, its rows in the catalog and
+        its entries in the partial sessions, and each of these needs room as well.
+        """
         self._reader.close()
         for future, _ in self._in_flight:
             future.cancel()

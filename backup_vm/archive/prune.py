@@ -22,6 +22,7 @@ from backup_vm.archive.image import chain
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.reclaim import reclaim
 from backup_vm.archive.sessions import Session
+from backup_vm.archive.storage import UNSEEN
 from backup_vm.errors import DamagedError, NoRoomError
 
 
@@ -68,7 +69,8 @@ def _prune(archive: Archive, doomed: Iterable[Session], entirely: Collection[str
     with closing(archive.storage.workspace.scratch()) as candidates:
         for run, successor in plan.groups:
             _merge(archive, run, successor, candidates)
-        if gone - asked:  # damaged: nobody knows which chunks they listed, so that any may be free
+        listed = {session.file for run, _ in plan.groups for session in run}
+        if gone - listed:  # damaged: nobody knows which chunks they name, so that any may be free
             for ids, _ in archive.catalog.lengths():
                 candidates.write(ids)
         _hand_on_spoilt(archive, plan.groups, gone, volumes)
@@ -96,7 +98,7 @@ def _plan(
     entirely: Collection[str],
 ) -> _Plan:
     # of which no session can be read: nothing builds on what is damaged there
-    lost = set(entirely) - volumes.keys()
+    lost = {volume for volume in set(entirely) - volumes.keys() if not _unseen(archive, volume)}
     plan = _Plan({name for name in archive.damaged if naming.volume_of(name) in lost}, [], [])
     for volume, series in volumes.items():
         mine = asked.intersection(session.file for session in series)
@@ -114,6 +116,8 @@ def _plan(
             continue
         plan.groups.extend(found)
         plan.gone.update(mine, takes)
+    unread = _unread(archive, asked - plan.gone, set(entirely) - volumes.keys() - lost)
+    plan.refused.extend(line for line in unread if line not in plan.refused)
     return plan
 
 
@@ -126,6 +130,24 @@ def _remove(archive: Archive, gone: Collection[str]) -> None:
     name_index.clean(archive)
     for name in gone:
         archive.damaged.pop(name, None)
+
+
+def _unseen(archive: Archive, volume: str) -> DamagedError | None:
+    """Why the sessions of a volume cannot be told, if its folder cannot be looked into."""
+    return archive.damaged.get(f"volumes/{volume}/{UNSEEN}")
+
+
+def _unread(archive: Archive, left: Collection[str], unseen: Collection[str]) -> list[str]:
+    """A line for each volume of which sessions were to go that cannot be read any more, or
+    ``unseen``: they are left.
+    """
+    found = {volume: str(_unseen(archive, volume)) for volume in unseen}
+    for name in sorted(left):
+        volume = naming.volume_of(name)
+        error = archive.damaged.get(name) or _unseen(archive, volume)
+        if error is not None:
+            found.setdefault(volume, str(error))
+    return [f"volume {volume} is left as it is: {why}" for volume, why in sorted(found.items())]
 
 
 def _may_go(
@@ -238,4 +260,4 @@ def drop_partial(archive: Archive, partial: Partial) -> None:
             candidates.write(raw)
         partial.discard()
         reclaim(archive, candidates)
-    archive.catalog.marks.storing = storing
+    archive.catalog.marks.storing = storing or archive.left_listed

@@ -79,6 +79,7 @@ def reclaim(archive: "Archive", candidates: IO[bytes] | None = None) -> tuple[in
 def _leave_all(archive: "Archive", why: object) -> None:
     """Say that nothing is given back, and have all of it looked at again when that has ended."""
     archive.warnings.append(f"no space is reclaimed: {why}")
+    archive.left_listed = True
     archive.catalog.marks.storing = archive.catalog.marks.unclaimed = True
 
 
@@ -97,7 +98,8 @@ def _give_back_by_groups(archive: "Archive") -> tuple[int, int]:
         space += give_back(archive, [pack for pack in group if pack.dead or pack.whole])
         catalog.begin()
     catalog.suspect_nothing()
-    catalog.marks.unclaimed = bool(waiting) or archive.left_dead
+    catalog.marks.unclaimed = bool(waiting) or archive.left_dead or archive.left_listed
+    catalog.marks.storing |= archive.left_listed
     catalog.commit()
     return chunks, space
 
@@ -139,6 +141,7 @@ def _in_question(archive: "Archive", waiting: Collection[str]) -> Iterator[Suspe
         if isinstance(index, Exception):
             archive.storage.check()  # see losses.conclude
             archive.warnings.append(f"{index}; none of its space is reclaimed")
+            archive.left_listed = True  # what is in question there stays in the catalog
             continue
         listed = catalog.ids_in(number)
         if catalog.marks.unclaimed:

@@ -71,23 +71,23 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; an error is one line, with a hint, on standard error."""
-    if argv is None:
-        keep_out_of_cores()
-        output.prepare()
-    collect_rarely()
-    # numpy's: nothing here multiplies matrices, and its threads spin
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    keep_freed()
-    with interrupts.handled(process=argv is None):
-        try:
+    try:
+        if argv is None:
+            keep_out_of_cores()
+            output.prepare()
+        collect_rarely()
+        # numpy's: nothing here multiplies matrices, and its threads spin
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        keep_freed()
+        with interrupts.handled(process=argv is None):
             code = _run(sys.argv[1:] if argv is None else argv)
             interrupts.over()
-        except (KeyboardInterrupt, Exception) as error:
-            if not isinstance(error, KeyboardInterrupt) and not interrupts.came():
-                raise
-            if interrupts.first_to_tell():
-                output.complain(f"{journal_prefix(4)}{interrupts.MESSAGE}")
-            code = interrupts.exit_code()
+    except (KeyboardInterrupt, Exception) as error:
+        if not isinstance(error, KeyboardInterrupt) and not interrupts.came():
+            raise
+        if interrupts.first_to_tell():
+            output.complain(f"{journal_prefix(4)}{interrupts.MESSAGE}")
+        code = interrupts.exit_code()
     if argv is None and "obstore" in sys.modules:
         # Its threads may come back to a Python that is half gone, and abort: one run in fifty.
         atexit._run_exitfuncs()

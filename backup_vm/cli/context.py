@@ -69,7 +69,8 @@ class Context:
     def location(self, given: str | None = None) -> str:
         """The archive's directory or URL, after checking that what must be mounted is."""
         mount = self.setting("require_mount")
-        if mount is not None and not os.path.ismount(mount):
+        # A link to a mount point does for one, as everywhere else.
+        if mount is not None and not os.path.ismount(os.path.realpath(mount)):
             raise SparsebakError(
                 f"{mount} is not mounted", "attach and mount the backup disk, then try again"
             )

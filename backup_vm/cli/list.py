@@ -72,19 +72,19 @@ def run(options: argparse.Namespace) -> int:
 
 def _volumes(seen: "View", volumes: "list[Named]") -> str:
     heads = ["VOLUME", "SESSIONS", "LATEST", "SIZE", "OWN", "SHARED", "COMPRESSED"]
-    rows = [heads + ["NAMES"] * bool(seen.names)]
+    if seen.names:
+        heads.append("NAMES")
+    rows = [heads]
     for volume in volumes:
         use, latest = seen.use(volume), volume.sessions[-1]
         row = [volume.name, str(len(volume.sessions)), latest.name, size_text(latest.clear.size)]
-        rows.append(
-            row
-            + (
-                [size_text(use.own), size_text(use.shared), ratio_text(use.compression)]
-                if use
-                else ["", "", ""]
-            )
-            + [size_text(seen.names_of(volume.id))] * bool(seen.names)
-        )
+        if use:
+            row += [size_text(use.own), size_text(use.shared), ratio_text(use.compression)]
+        else:
+            row += ["", "", ""]
+        if seen.names:
+            row.append(size_text(seen.names_of(volume.id)))
+        rows.append(row)
     return table(rows, frozenset({1, 3, 4, 5, 6, 7}))
 
 

@@ -28,7 +28,10 @@ class NoFileSystemError(FileSystemError):
 
 
 class Stat(NamedTuple):
-    """What stat(2) says of a file; times are nanoseconds since 1970."""
+    """What stat(2) says of a file; times are nanoseconds since 1970.
+
+    The child has a class of its own for it (readers.source): nothing that parses is imported here.
+    """
 
     mode: int
     links: int

@@ -14,7 +14,7 @@ from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.storage import Storage
 from backup_vm.errors import AgentError, DamagedError
 from backup_vm.jobs.advice import chunk_size_for, chunk_size_text
-from backup_vm.jobs.keep_rules import DAY
+from backup_vm.jobs.keep_rules import AHEAD, DAY
 from backup_vm.quantities import days_text
 from backup_vm.reporting.locks import ahead, lease_remedy, lease_rows, lease_text, silent
 from backup_vm.reporting.view import TIMER, systemctl
@@ -221,7 +221,11 @@ def _age(what: str, when: int, late: int, remedy: str, never: str, work: str) ->
     """``when``: Unix time, 0 for never; ``late``: seconds after which that is long ago."""
     if not when:
         return Finding(WARN, never, remedy, work)
-    return _warn_unless(time.time() - when <= late, f"{what} {session_name(when)}", remedy, work)
+    now, text = time.time(), f"{what} {session_name(when)}"
+    if when > now + AHEAD:  # or it would count as a new one until then
+        text += ", which is in the future: one of the two clocks is wrong"
+        return Finding(WARN, text, f"set it (see: date; also in dom0); then {remedy}", work)
+    return _warn_unless(now - when <= late, text, remedy, work)
 
 
 def of_agent(agent: "Agent", archive: Archive) -> Iterator[Finding]:

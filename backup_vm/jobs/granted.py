@@ -47,9 +47,9 @@ class Granted:
         names = self.grant.names
         fits = {id for id, name in names.items() if name.startswith(wanted) or id.hex() == wanted}
         if not wanted or len(fits) != 1:
+            how_many = f"{len(fits)} sessions" if len(fits) > 1 else "no session"
             raise WrongKeyError(
-                f"the grant is for {len(fits) or 'no'} session{'s' * (len(fits) > 1)} {wanted} of"
-                f" {self.name}",
+                f"the grant is for {how_many} {wanted} of {self.name}",
                 f"it is for {', '.join(names[one.session] for one in self.records)}",
             )
         return [one for one in self.records if one.session in fits]

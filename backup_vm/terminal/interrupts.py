@@ -82,7 +82,8 @@ def over() -> None:
 
 @contextmanager
 def handled(process: bool = True) -> Iterator[None]:
-    """Have each of SIGNALS raise Stop, once. One that was ignored at the start (nohup) stays so.
+    """Have each of SIGNALS raise Stop, once, also while this begins. One that was ignored at the
+    start (nohup) stays so.
 
     ``process``: whether the process ends with the command, so that LIMIT holds for its end as well.
     """
@@ -90,12 +91,12 @@ def handled(process: bool = True) -> Iterator[None]:
     _came, _over, _untold = None, False, threading.Lock()
     stopping.forget()
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, _stop)
     try:
         with _seen_to():
             try:
+                for number, handler in before.items():
+                    if handler is not signal.SIG_IGN:
+                        signal.signal(number, _stop)
                 yield
             finally:
                 over()

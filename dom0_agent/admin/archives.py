@@ -138,15 +138,28 @@ def _set_aside(damaged: Path) -> None:
 
 
 def set_slots(archive: ArchiveKey, slots: tuple[bytes, ...]) -> None:
-    """Keep other key slots for an archive; the file's replacement is the commit point."""
-    replace(archive.directory / "archive.json", dump(archive._replace(slots=slots)))
+    """Keep other key slots for an archive; the file's replacement is the commit point. Refused
+    where they are not those of ``archive`` any more: a passphrase may be long in coming, and what
+    was removed meanwhile must not come back with it.
+    """
+    with _alone(archive.directory.parent):
+        now = load(archive.directory)
+        if now.slots != archive.slots:
+            raise Refused(
+                Code.BUSY,
+                f"the key slots of {archive.label} were changed meanwhile by another command;"
+                " nothing was changed by this one, run it again",
+            )
+        replace(archive.directory / "archive.json", dump(now._replace(slots=slots)))
 
 
 def set_caller(archive: ArchiveKey, caller: str) -> None:
     """Let another qube use an archive, and the one before no more; the file's replacement is the
     commit point.
     """
-    replace(archive.directory / "archive.json", dump(archive._replace(caller=caller)))
+    with _alone(archive.directory.parent):
+        now = load(archive.directory)
+        replace(archive.directory / "archive.json", dump(now._replace(caller=caller)))
 
 
 def remove(archive: ArchiveKey) -> None:

@@ -204,10 +204,10 @@ def _named(of: Granted, found: list[tuple[Clear, bytes]], wanted: str) -> bytes:
     fits = {id for id, name in names.items() if name.startswith(wanted) or id.hex() == wanted}
     fitting = [raw for clear, raw in found if clear.session in fits]
     if not wanted or len(fitting) != 1:
+        how_many = f"{len(fitting)} sessions" if len(fitting) > 1 else "no session"
         raise Refused(
             Code.NO_SESSION,
-            f"{wanted[:80]!r} is {len(fitting) or 'no'} session{'s' * (len(fitting) > 1)} of"
-            f" {of.name}; name each as 'sparsebak list' shows it",
+            f"{wanted[:80]!r} is {how_many} of {of.name}; name each as 'sparsebak list' shows it",
         )
     return fitting[0]
 

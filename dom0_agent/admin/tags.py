@@ -75,5 +75,5 @@ def tag_new(config: Config) -> list[str]:
             log(WARNING, f"{domain.name} is new, and cannot be tagged: {refused}")
             continue
         done.append(str(domain.name))
-        log(INFO, f"{domain.name} is new, and in the catalog: {vm} may back it up now")
+        log(INFO, f"{domain.name} is new, and to be backed up: {vm} may do that now")
     return done

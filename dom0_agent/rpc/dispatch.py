@@ -77,7 +77,7 @@ class Call:
         if volume is None:
             raise Refused(
                 Code.NO_VOLUME,
-                f"{self.caller} asked for {self.target}/{name}, not in the catalog",
+                f"{self.caller} asked for {self.target}/{name}, which no list of volumes has",
             )
         return volume
 

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
-from common.durable import closing_fd
+from common.durable import UNREADABLE, closing_fd
 from common.pipeline import in_order
 from dom0_agent.bitmap import Bitmap, grains_per_chunk
 from dom0_agent.config import Config
 from dom0_agent.keyring import ArchiveKey
 from dom0_agent.rpc.batches import Batch, in_chunks, joined, spans
-from dom0_agent.sources import Range, Source
+from dom0_agent.sources import Range, Source, Unreadable
 from dom0_agent.tracking.chunk_ids import CommittedIds, KnownIds
 from dom0_agent.tracking.pending_log import PendingLog
 from dom0_agent.tracking.progress import Pending
@@ -52,7 +52,7 @@ class Result(NamedTuple):
 
 class Extraction:
     """One Extract call for a pending session. ``known_page`` gives the ids the caller holds, for a
-    full session.
+    full session. ``has_sent``: whether any chunk was on its way when it ended, or failed.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Extraction:
         self._known = KnownIds((known_page or _no_ids) if pending.full else ids.page)
         self._chunk_ids = ChunkIds(self._keys, archive.chunk_size)
         self._sent: set[bytes] = set()
+        self.has_sent = False
         self._buffers = threading.local()
 
     def run(
@@ -82,7 +83,7 @@ class Extraction:
         wanted: Callable[[], bool] = lambda: True,
     ) -> bytes:
         """Write the frames of chunks from ``first`` on, complete the log, return the root of the
-        image.
+        image. Unreadable where the snapshot has a bad sector.
 
         ``wanted`` says whether the session is still pending; Refused soon after it is not.
         """
@@ -127,6 +128,7 @@ class Extraction:
             if len(self._sent) < REMEMBERED:
                 self._sent.add(result.id)
         out.writelines(parts)
+        self.has_sent = self.has_sent or bool(parts)
 
     def _plan(self, fd: int, position: int, most: int) -> Iterator[Batch]:
         """Everything that may differ, in order, from chunk ``position`` on."""
@@ -210,6 +212,18 @@ class Extraction:
 
     def _read_run(self, fd: int, view: memoryview, start: int) -> None:
         within = min(len(view), self._pending.size - start)
+        try:
+            self._read_all(fd, view, start, within)
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            text = f"its snapshot cannot be read from byte {start} on: {error.strerror}"
+            raise Unreadable(Code.SOURCE_FAILED, text) from None
+        if within < len(view):
+            view[within:] = bytes(len(view) - within)
+
+    @staticmethod
+    def _read_all(fd: int, view: memoryview, start: int, within: int) -> None:
         done = _read_into(fd, view, start)
         while done < within:  # short, or refused for its alignment
             _read_through_cache(fd)
@@ -217,8 +231,6 @@ class Extraction:
             if got == 0:
                 raise OSError(f"snapshot ends at byte {start + done}")
             done += got
-        if within < len(view):
-            view[within:] = bytes(len(view) - within)
 
 
 def _no_ids(index: int) -> bytes:

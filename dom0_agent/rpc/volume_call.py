@@ -100,7 +100,10 @@ class VolumeCall:
 
     def is_pending(self, session: bytes) -> bool:
         """Whether that session is the pending one now, by what the state file says; no lock is
-        needed to ask.
+        needed to ask. Where nobody can tell just now it is, as it was when the call began.
         """
-        progress = self.store.load().follows.get(self.archive_id)
+        try:
+            progress = self.store.load().follows.get(self.archive_id)
+        except (OSError, Refused):
+            return True
         return progress is not None and progress.pending_as(session) is not None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from dom0_agent.config import Pool, Volume
+from wire.status import Refused
 
 if TYPE_CHECKING:
     from dom0_agent.sources.thin_pool import ThinPool
@@ -39,6 +40,12 @@ def snapshot_number(name: str) -> int | None:
 def snapshot_numbers(names: Iterable[str]) -> set[int]:
     """The numbers of those names that snapshot_name made."""
     return {number for name in names if (number := snapshot_number(name)) is not None}
+
+
+class Unreadable(Refused):
+    """Something that the disk has lost: a bad sector. A snapshot may have one while the volume,
+    which was written since, is sound.
+    """
 
 
 class Source(Protocol):

@@ -180,7 +180,7 @@ class DirectorySource(Source):
             except OSError as error:
                 if error.errno == errno.ENXIO:  # nothing but a hole up to the end of the file
                     return
-                raise
+                raise failed(f"{self.name}: cannot tell its holes", error) from None
             if data >= end:
                 return
             whole = (data // self._grain + 1) * self._grain

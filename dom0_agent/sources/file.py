@@ -11,7 +11,7 @@ from common.durable import closing_fd, pwrite_all
 from common.override import override
 from dom0_agent.sources import Range
 from dom0_agent.sources.directory import DirectorySource
-from dom0_agent.sources.files import CHECK_ROOM
+from dom0_agent.sources.files import CHECK_ROOM, failed
 
 _BLOCK = 1 << 20
 _GRAIN = 64 * 1024
@@ -43,7 +43,14 @@ class FileSource(DirectorySource):
             for start, end in _union(*held):
                 for at in range(start - start % _GRAIN, end, _BLOCK):
                     length = min(_BLOCK, size - at)
-                    yield from _compare(os.pread(base, length, at), os.pread(now, length, at), at)
+                    old_block, new_block = (self._block(fd, length, at) for fd in (base, now))
+                    yield from _compare(old_block, new_block, at)
+
+    def _block(self, fd: int, length: int, at: int) -> bytes:
+        try:
+            return os.pread(fd, length, at)
+        except OSError as error:
+            raise failed(f"{self.name}: cannot read a snapshot", error) from None
 
 
 def _copy_range(source: int, target: int, at: int, length: int) -> int:

@@ -8,7 +8,8 @@ import os
 import stat
 from pathlib import Path
 
-from common.durable import closing_fd
+from common.durable import UNREADABLE, closing_fd
+from dom0_agent.sources import Unreadable
 from wire.status import Code, Refused
 
 CHECK_ROOM = 256 << 20
@@ -16,10 +17,11 @@ CHECK_ROOM = 256 << 20
 
 
 def failed(text: str, error: OSError) -> Refused:
-    """The refusal for an error of the storage."""
+    """The refusal for an error of the storage; Unreadable where the disk has lost something."""
     code = Code.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else Code.SOURCE_FAILED
     why = "the pool is read-only" if error.errno == errno.EROFS else error.strerror or str(error)
-    return Refused(code, f"{text}: {why}")
+    kind = Unreadable if error.errno in UNREADABLE else Refused
+    return kind(code, f"{text}: {why}")
 
 
 def open_regular(path: Path, whose: str) -> int:

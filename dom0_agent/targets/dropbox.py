@@ -24,7 +24,7 @@ _OLDER = ".older"
 
 def place(state_dir: Path, qube: str, volume: str, older: bool = False) -> Path:
     """Where a restored document waits."""
-    return state_dir / "restored" / (f"{qube}.{volume}" + _OLDER * older)
+    return state_dir / "restored" / f"{qube}.{volume}{_OLDER if older else ''}"
 
 
 def waiting(state_dir: Path, qube: str, volume: str) -> tuple[Path, bool] | None:
@@ -38,6 +38,11 @@ def waiting(state_dir: Path, qube: str, volume: str) -> tuple[Path, bool] | None
     if not found:
         return None
     return max(found, key=lambda path: path.stat().st_mtime_ns), older in found
+
+
+def unreadable(path: Path, error: OSError) -> Refused:
+    """The refusal for a document in the dropbox that the disk has lost."""
+    return Refused(Code.DAMAGED, f"{path} cannot be read: {error.strerror}; restore it again")
 
 
 class Dropped(FileReplacement):

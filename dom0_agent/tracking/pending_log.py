@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from common.durable import Busy, lock, pwrite_all
+from common.durable import UNREADABLE, Busy, lock, pwrite_all
 from dom0_agent.compiled import COMPILED
 from dom0_agent.tracking.chunk_ids import ENTRY, ChunkEntry, Entry
 from wire.layout import Structure
@@ -79,7 +79,7 @@ class PendingLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._fd = lock(path)
+            self._fd = _locked(path)
         except Busy:
             raise Refused(Code.BUSY, f"{path} is in use: the session is being extracted") from None
         self._entries: list[Entry] = []
@@ -197,7 +197,18 @@ class PendingLog:
 def in_use(path: Path) -> bool:
     """Whether the session of a log is being extracted."""
     try:
-        os.close(lock(path))
+        os.close(_locked(path))
     except Busy:
         return True
     return False
+
+
+def _locked(path: Path) -> int:
+    """A log's lock. One that the disk has lost is an empty one: what it had is extracted again."""
+    try:
+        return lock(path)
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+    path.unlink()
+    return lock(path)

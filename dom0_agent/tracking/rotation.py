@@ -15,7 +15,7 @@ from dom0_agent.bitmap import Bitmap
 from dom0_agent.config import Volume
 from dom0_agent.keyring import ArchiveKey, Keyring
 from dom0_agent.log import WARNING, log
-from dom0_agent.sources import Source, snapshot_name
+from dom0_agent.sources import Source, Unreadable, snapshot_name
 from dom0_agent.tracking.committing import Work, apply, apply_again, prepare
 from dom0_agent.tracking.next_session import next_session
 from dom0_agent.tracking.pending_log import in_use
@@ -86,7 +86,10 @@ class Rotation:
         base = self.state.base
         if base is None or not self._intact(base, self.state.base_size):
             return False
-        if not self.source.unchanged(base):
+        try:
+            if not self.source.unchanged(base):
+                return False
+        except Unreadable:  # of the base; or of the image, and then no snapshot can be taken of it
             return False
         self.state.base_time = int(clock.time())
         return True
@@ -96,7 +99,13 @@ class Rotation:
         too small, or repairs its file system, may leave less. What is missing would be zeros, or
         compared with nothing.
         """
-        return number in self.source.snapshots() and self.source.size(number) == size
+        if number not in self.source.snapshots():
+            return False
+        try:
+            return self.source.size(number) == size
+        except Unreadable as error:
+            log(WARNING, str(error))
+            return False
 
     def begin(self) -> int:
         """Take the next snapshot; return its number, one that no snapshot ever had."""
@@ -144,8 +153,12 @@ class Rotation:
                 )
             return Bitmap.everything(size), size
         changed = Bitmap()
-        for start, end in self.source.delta(base, number):
-            changed.mark(start, min(end, size))
+        try:
+            for start, end in self.source.delta(base, number):
+                changed.mark(start, min(end, size))
+        except Unreadable as error:
+            log(WARNING, f"{error}; taking everything as changed")
+            return Bitmap.everything(size), size
         # The last chunk is padded with zeros, so that moving the end changes it, too; and what a
         # volume grew by is in no delta.
         if size != before:

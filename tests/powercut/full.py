@@ -51,12 +51,12 @@ class FullDisk(Campaign):
             yield f"{first[0]} at first: exit {done.code}: {done.text[-500:]}"
         if first != PRUNE:
             yield from self._compare(must, may, f"after {first[0]}")
+        newest = {name: dict([*found.items()][-1:]) for name, found in self.found().items()}
         fill(self.mounts[0])
         done = self.place.command(*PRUNE, archive=self.archive)
         yield from done.problems()
         if done.code:
             yield f"no room can be made after {first[0]}: exit {done.code}: {done.text[-500:]}"
-        newest = {name: dict([*must[name].items()][-1:]) for name in must}
         yield from self._compare(newest, may, "after the prune")
         if not self.reserve.exists() or not self.reserve.stat().st_blocks:
             yield "no room is kept for the next prune"

@@ -49,6 +49,24 @@ def test_what_cannot_be_read_is_written_again(
         assert name in {one.name for one in open_catalog(load(failing.config)).volumes()}
 
 
+def test_what_was_restored_and_cannot_be_read_is_told(
+    failing: QubesSite, faultfs: FaultFS, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.take_down()
+    (faultfs.real / "restored").mkdir()
+    for name in ("work.settings", "dom0.config"):
+        document = (faultfs.real / "settings" / name).read_bytes()
+        (faultfs.real / "restored" / name).write_bytes(document)
+    faultfs.fail(Fault("read", "EIO", path="restored/*"))
+    machine = failing.root / "machine"
+    for words in (["show", "work"], ["show", "dom0"], ["extract", str(machine)]):
+        capsys.readouterr()
+        assert agent(failing, "settings", *words) == 1
+        said = capsys.readouterr().err
+        assert "/restored/" in said and "Input/output error; restore it again" in said
+    assert not machine.exists()
+
+
 def test_a_disposable_whose_file_cannot_be_read_goes_by_its_tag(
     failing: QubesSite, faultfs: FaultFS
 ) -> None:

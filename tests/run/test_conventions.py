@@ -9,6 +9,7 @@ import pty
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -221,6 +222,12 @@ def test_doctor(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "BAD" in commands.run("--agent", "local:/nowhere.toml", "doctor", expect=1)[0]
     assert "no archive" in commands.run("--archive", "/nowhere", "doctor", expect=1)[0]
     assert "not mounted" in commands.run("--require-mount", str(site.root), "doctor", expect=1)[0]
+    with monkeypatch.context() as earlier:  # or the clock was ahead when these were made
+        month_ago = time.time() - 30 * 86400
+        earlier.setattr(time, "time", lambda: month_ago)
+        found = states(commands)
+        future = [what for what, state in found.items() if "in the future" in what]
+        assert len(future) == 3 and all(found[what] == "warn" for what in future), found
     monkeypatch.setattr("wire.VERSION", "9.9")
     monkeypatch.setattr("backup_vm.jobs.doctor.VERSION", "9.9")
     assert "install the same version" in commands.run("doctor")[0]

@@ -40,6 +40,11 @@ def test_what_is_given_and_not_used_is_an_error(commands: Commands) -> None:
     inside = commands.site.archive / "copy"
     assert "in the archive itself" in commands.fails(1, "copy", str(inside))
     assert not inside.exists()
+    noted = commands.site.archive / "notes.json"
+    before = noted.read_bytes()
+    for place in (commands.site.archive, f"{inside.parent}/../{inside.parent.name}"):
+        assert "is the archive itself" in commands.fails(1, "copy", str(place))
+    assert noted.read_bytes() == before, "no copy is known there"
 
 
 def test_a_copy_is_apart_from_its_archive_by_whatever_path(commands: Commands) -> None:

@@ -251,3 +251,39 @@ def test_a_signal_while_a_module_is_imported(package: str, number: signal.Signal
         stderr=subprocess.PIPE, text=True, check=False, preexec_fn=signals_as_usual,
     )  # fmt: skip
     assert (done.returncode, "Traceback" in done.stderr) == (128 + number, False), done.stderr
+
+
+BEGINNING = """
+import os, signal, sys, threading
+from backup_vm import cli
+
+begin, handle = threading.Thread.start, signal.signal
+
+def start(thread):
+    begin(thread)
+    os.kill(os.getpid(), {number:d})
+
+def install(number, handler):
+    before = handle(number, handler)
+    if number == {number:d}:
+        signal.signal = handle
+        os.kill(os.getpid(), number)
+    return before
+
+{patch}
+sys.argv[1:] = ["--version"]
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("patch", ["threading.Thread.start = start", "signal.signal = install"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_command_begins(patch: str, number: signal.Signals) -> None:
+    """It comes while handlers are set up. Before they are, one that kills may do that."""
+    done = subprocess.run(
+        [sys.executable, "-c", BEGINNING.format(patch=patch, number=number)],
+        capture_output=True, text=True, check=False,
+        preexec_fn=signals_as_usual,
+    )  # fmt: skip
+    assert done.returncode in (128 + number, -signal.SIGTERM), done
+    assert done.stderr in ("", f"{interrupts.MESSAGE}\n") and not done.stdout

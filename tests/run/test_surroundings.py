@@ -137,6 +137,13 @@ def test_tilde_in_settings_environment_and_options(shell: Shell) -> None:
     assert not list(shell.site.root.glob("~*"))
 
 
+def test_a_link_to_what_is_mounted_does_for_it(shell: Shell) -> None:
+    (shell.site.root / "mounted").symlink_to("/proc")
+    (shell.site.root / "gone").symlink_to("nowhere")
+    assert shell.run(f"--require-mount {shell.site.root}/mounted list")[0] == 0
+    assert "is not mounted" in shell.line(1, f"--require-mount {shell.site.root}/gone list")
+
+
 def test_settings_that_are_no_settings(shell: Shell) -> None:
     os.mkfifo(shell.site.root / "fifo")
     (shell.site.root / "mark").write_bytes(b"\xef\xbb\xbfarchive = '/none'\n")

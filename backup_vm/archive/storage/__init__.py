@@ -13,6 +13,7 @@ from pathlib import Path
 from backup_vm.archive.storage.interface import (
     LOCK,
     TEMPORARY,
+    UNSEEN,
     WANTED,
     WHOLE,
     Files,
@@ -27,6 +28,7 @@ __all__ = [
     "LOCK",
     "WANTED",
     "TEMPORARY",
+    "UNSEEN",
     "WHOLE",
     "Files",
     "NewFile",
@@ -85,4 +87,4 @@ def open_storage(location: str | Path) -> Storage:
         from backup_vm.archive.storage.sftp import SftpHost
 
         return RemoteStorage(url, SftpHost(url))
-    raise UsageError(f"{url}: archives can be in a directory, or at s3://, gs://, az:// or sftp://")
+    raise UsageError(f"{url}: archives can be in a folder, or at s3://, gs://, az:// or sftp://")

@@ -90,6 +90,8 @@ class Beneath:
                 return "is a link" if whole else "is behind a link"
             if not whole and not stat.S_ISDIR(found.st_mode):
                 return "is in something that is not a folder"
+            if whole and stat.S_ISREG(found.st_mode):
+                return "is a file where a folder belongs"
         return "is not a regular file"
 
     @contextmanager

@@ -13,16 +13,12 @@ from typing import BinaryIO
 
 from backup_vm.archive.storage.beneath import Beneath, GuardedFile
 from backup_vm.archive.storage.files import ASIDE, LocalReader
-from backup_vm.archive.storage.interface import WHOLE, Files
+from backup_vm.archive.storage.interface import UNSEEN, WHOLE, Files
 from backup_vm.errors import DamagedError, ForbiddenError
 from common.durable import sync_directory_fd
 from common.override import override
 
 _VOLUME = re.compile("[0-9a-f]{32}")
-_UNSEEN = f"{0:010d}-{0:032x}.session"
-"""The file that stands for all the sessions of a volume whose folder cannot be looked into: it
-cannot be read either.
-"""
 
 
 class Directory(Files):
@@ -78,7 +74,7 @@ class Directory(Files):
             except DamagedError:
                 if volume:
                     # It must not look as if it had no sessions: their chunks would be freed.
-                    found[f"{inner}/{_UNSEEN}"] = -1, ""
+                    found[f"{inner}/{UNSEEN}"] = -1, ""
                     continue
                 raise
         return found

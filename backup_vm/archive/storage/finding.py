@@ -84,7 +84,7 @@ def open_tree(place: str) -> Tree:
         from backup_vm.archive.storage.trees import SftpTree
 
         return SftpTree(place.rstrip("/"))
-    raise UsageError(f"{place}: archives can be in a directory, or at s3://, gs://, az://, sftp://")
+    raise UsageError(f"{place}: archives can be in a folder, or at s3://, gs://, az://, sftp://")
 
 
 def location(place: str, name: str) -> str:

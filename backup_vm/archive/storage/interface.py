@@ -18,6 +18,10 @@ TEMPORARY = ".tmp"
 LOCK = "archive.lock"
 WANTED = "archive.wanted"
 """See archive.storage.giving_way."""
+UNSEEN = f"{0:010d}-{0:032x}.session"
+"""The file that stands for all the sessions of a volume whose folder cannot be looked into: it
+cannot be read either.
+"""
 WHOLE = 64 << 20
 """Bytes at most of a file that is read as one."""
 

@@ -66,7 +66,7 @@ class LocalStorage(Directory, Storage):
         if self.root.exists() and any(entry.name not in mine for entry in self.root.iterdir()):
             raise SparsebakError(
                 f"{self.root} is not empty",
-                "choose an empty directory, or one that does not exist yet",
+                "choose an empty folder, or one that does not exist yet",
             )
         self.root.mkdir(parents=True, exist_ok=True)
 

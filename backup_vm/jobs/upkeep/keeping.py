@@ -131,7 +131,9 @@ def _shown(lines: list[str]) -> list[str]:
     """Lines that can be printed anywhere, each once, not more than can be read."""
     lines = list(dict.fromkeys(lines))
     shown = [printable(" ".join(line.split()))[:1000] for line in lines[:_MOST]]
-    return shown + [f"and {len(lines) - _MOST} more"] * (len(lines) > _MOST)
+    if len(lines) > _MOST:
+        shown.append(f"and {len(lines) - _MOST} more")
+    return shown
 
 
 def _must_be_there(task: Task) -> None:

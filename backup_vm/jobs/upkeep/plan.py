@@ -140,11 +140,9 @@ def _plan(raw: dict[str, Any], base: Plan, where: str) -> Plan:
             part = None if text in (NEVER, "all") else setting(key, parse_part, text)
             plan = replace(plan, scrub=text != NEVER, sample=part)
         else:
-            known = ", ".join((*_TEXTS, "limit_rate", "time_limit", "ignore") if not where else ())
-            raise ValueError(
-                f"{where}{key!r} is not a setting; known are"
-                f" {known}{', ' * bool(known)}{', '.join(_OF_ONE)}"
-            )
+            of_all = () if where else (*_TEXTS, "limit_rate", "time_limit", "ignore")
+            known = ", ".join((*of_all, *_OF_ONE))
+            raise ValueError(f"{where}{key!r} is not a setting; known are {known}")
     return plan
 
 

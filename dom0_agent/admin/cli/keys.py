@@ -194,7 +194,7 @@ def _change(options: argparse.Namespace) -> int:
     if options.slot is None and len(passphrases) > 1:
         raise UserError(
             f"{options.label} has {len(passphrases)} passphrases; say which with --slot N, see:"
-            " keys list"
+            f" sparsebak-agent keys list {options.label}"
         )
     number = options.slot if options.slot is not None else next(iter(passphrases), -1)
     if number not in passphrases:

@@ -150,6 +150,6 @@ def select(catalog: VolumeCatalog, names: list[str]) -> list[Volume]:
             qube = parse_name(name, "qube")
             found = [v for v in catalog.volumes() if v.qube == qube]
         if not found:
-            raise UserError(f"there is no volume {name} in the catalog")
+            raise UserError(f"there is no volume {name}; see: sparsebak-agent volumes")
         chosen += [v for v in found if v not in chosen]
     return chosen

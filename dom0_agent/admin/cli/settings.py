@@ -7,6 +7,7 @@ sparsebak-dom0-settings.
 import argparse
 import difflib
 import os
+import shutil
 import sys
 import tempfile
 from contextlib import suppress
@@ -235,12 +236,16 @@ def _extract(options: argparse.Namespace) -> int:
         folder.mkdir(mode=0o700)
     except FileExistsError:
         raise UserError(f"{folder} exists; name a folder that does not") from None
-    for name, contents in restored_config.machine(archive):
-        (folder / name).parent.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with closing_fd(fd):
-            pwrite_all(fd, contents, 0)
-        count += 1
+    try:
+        for name, contents in restored_config.machine(archive):
+            (folder / name).parent.mkdir(mode=0o700, exist_ok=True)
+            fd = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            with closing_fd(fd):
+                pwrite_all(fd, contents, 0)
+            count += 1
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # or it would be in the way of the next try
+        raise
     if not count:
         folder.rmdir()
         raise UserError(

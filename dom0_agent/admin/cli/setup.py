@@ -41,7 +41,7 @@ def add_to(commands: Any) -> None:
     """Declare the command."""
     setup = commands.add_parser(
         "setup",
-        help="on Qubes OS: name the backup VM and let it back up the qubes of the catalog",
+        help="on Qubes OS: name the backup VM and let it back up the qubes that 'volumes' lists",
         description=(
             "On Qubes OS: writes a configuration if there is none, and sets the tags that the"
             " policy goes by. Run it again whenever the configuration has changed."

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common.durable import UNREADABLE
 from dom0_agent.admin.settings.document import QubeSettings, firewall_rules, from_bytes
 from dom0_agent.admin.settings.plan import Step, plan, unexpired
 from dom0_agent.admin.tags import TAG
@@ -14,7 +15,7 @@ from dom0_agent.catalog import SETTINGS
 from dom0_agent.log import INFO, WARNING, log
 from dom0_agent.notify import notify
 from dom0_agent.qubesd import asking, connect
-from dom0_agent.targets.dropbox import waiting
+from dom0_agent.targets.dropbox import unreadable, waiting
 from wire.status import Code, Refused
 
 
@@ -131,4 +132,10 @@ def load(state_dir: Path, qube: str) -> tuple[Any, QubeSettings, bool]:
             f" {qube}/settings",
         )
     path, older = found
-    return connect(), from_bytes(path.read_bytes()), older
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        raise unreadable(path, error) from None
+    return connect(), from_bytes(raw), older

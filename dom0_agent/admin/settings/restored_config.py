@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.durable import UNREADABLE
 from dom0_agent.admin.settings.config_tar import LEFT_OUT
 from dom0_agent.admin.settings.machine import FOLDER
+from dom0_agent.targets.dropbox import unreadable
 from wire.status import Code, Refused
 
 _MACHINE_NAME = re.compile(
@@ -25,6 +27,10 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
             yield tar
     except (tarfile.TarError, EOFError) as error:
         raise Refused(Code.BAD_REQUEST, f"{path} is not what sparsebak writes: {error}") from None
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        raise unreadable(path, error) from None
 
 
 def files(path: Path) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:

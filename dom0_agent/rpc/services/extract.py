@@ -14,6 +14,7 @@ from functools import partial
 from dom0_agent.rpc.dispatch import Call
 from dom0_agent.rpc.extraction import Extraction
 from dom0_agent.rpc.volume_call import VolumeCall
+from dom0_agent.sources import Unreadable
 from dom0_agent.tracking.chunk_ids import IdsDamaged
 from dom0_agent.tracking.committing import opened_ids, prove
 from dom0_agent.tracking.pending_log import PendingLog
@@ -50,8 +51,17 @@ def main(call: Call) -> None:
             log.flush()
         raise
     except IdsDamaged as damage:
-        _abort(on, request)
+        _abort(on, request, drop_ids=True)
         raise Refused(Code.DAMAGED, f"{damage}; the next session compares everything") from None
+    except _SnapshotLost as lost:
+        _abort(on, request)
+        raise Refused(
+            Code.SOURCE_FAILED, f"{lost}; the session is given up, and the next takes another"
+        ) from None
+    except Unreadable:
+        with suppress(OSError):
+            log.flush()
+        raise
     finally:
         log.close()
     write_frame(call.stdout, KIND_RECORD, record.seal(on.archive.keys()))
@@ -77,7 +87,15 @@ def _extract(
         if not pending.full and not prove(ids, progress, on.archive):
             raise IdsDamaged(f"{progress.ids} is not that of the session before")
         extraction = Extraction(on.archive, pending, on.source(), changed, ids, known)
-        return extraction.run(log, request.number, call.stdout, call.config, wanted)
+        try:
+            return extraction.run(log, request.number, call.stdout, call.config, wanted)
+        except Unreadable as lost:
+            # Once it may be a disk that was away, and what came until then is kept. But a session
+            # that was resumed and comes no further never will, while in the volume itself the
+            # sector may have been written again.
+            if extraction.has_sent:
+                raise
+            raise _SnapshotLost(str(lost)) from None
 
 
 def _record(on: VolumeCall, progress: ArchiveProgress, pending: Pending) -> Record:
@@ -101,15 +119,20 @@ def _record(on: VolumeCall, progress: ArchiveProgress, pending: Pending) -> Reco
     )
 
 
-def _abort(on: VolumeCall, request: Request) -> None:
-    """Give up a session whose base proved damaged, and the base with it: its root could not be
-    right.
+class _SnapshotLost(Exception):
+    """The disk has lost a part of the pending session's snapshot."""
+
+
+def _abort(on: VolumeCall, request: Request, drop_ids: bool = False) -> None:
+    """Give up a session. ``drop_ids``: what it builds on proved damaged, and goes with it: its root
+    could not be right.
     """
     with on.locked() as state:
         progress, pending = on.pending(state, request.session)
         rotation = Rotation(on.store, state, on.source())
-        with opened_ids(on.store, progress, on.archive, pending.dedup_domain) as ids:
-            ids.drop()
+        if drop_ids:
+            with opened_ids(on.store, progress, on.archive, pending.dedup_domain) as ids:
+                ids.drop()
         rotation.abort_pending(on.archive_id, progress)
         rotation.finish()
 

@@ -102,7 +102,7 @@ def _target(call: Call, asked: Restoring) -> Volume:
     if call.config.catalog == "qubes":
         return _on_qubes(asked, call.target == ABSENT)
     if call.target == ABSENT:
-        raise Refused(Code.NO_VOLUME, f"{asked.qube} is not in the catalog")
+        raise Refused(Code.NO_VOLUME, f"{asked.qube} is not in the list of volumes")
     return call.volume()
 
 

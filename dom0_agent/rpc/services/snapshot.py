@@ -10,6 +10,7 @@ from common.durable import closing_fd
 from dom0_agent.bitmap import Bitmap, grains_per_chunk
 from dom0_agent.rpc.dispatch import Call
 from dom0_agent.rpc.volume_call import VolumeCall
+from dom0_agent.sources import Unreadable
 from dom0_agent.tracking.progress import Pending
 from dom0_agent.tracking.rotation import Rotation
 from wire import NO_SESSION
@@ -48,8 +49,11 @@ def _at_most(rotation: Rotation, pending: Pending, chunk_size: int) -> int:
         wanted = rotation.store.load_bitmap(pending.map, pending.size)
     else:
         wanted = Bitmap()
-        with closing_fd(rotation.source.open(pending.snapshot)) as fd:
-            for start, end in rotation.source.data_ranges(fd, 0, pending.size):
-                wanted.mark(start, end)
+        try:
+            with closing_fd(rotation.source.open(pending.snapshot)) as fd:
+                for start, end in rotation.source.data_ranges(fd, 0, pending.size):
+                    wanted.mark(start, end)
+        except Unreadable:  # which Extract finds, and gives the session up
+            wanted = Bitmap.everything(pending.size)
     runs = wanted.runs(grains_per_chunk(chunk_size), chunk_count(pending.size, chunk_size))
     return sum(end - first for first, end in runs) * chunk_size

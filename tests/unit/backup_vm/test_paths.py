@@ -46,6 +46,10 @@ def test_small_files(tmp_path: Path) -> None:
     for odd in (tmp_path / "p", Path("/dev/zero"), tmp_path):
         with pytest.raises((UsageError, IsADirectoryError)):
             read_small(odd, 10, "it")
+    for odd in (tmp_path, Path("/proc/self/mem")):  # no file, and one that cannot be read
+        with pytest.raises(OSError) as raised:
+            read_small(odd, 10, "it")
+        assert raised.value.filename == str(odd)
     reading, writing = os.pipe()
     os.write(writing, b"secret\n")
     os.close(writing)

@@ -22,6 +22,7 @@ from dom0_agent.keyring import Keyring, check
 from tests.faultfs import Fault, FaultFS
 from tests.kit import GRAIN, PASSPHRASE, Site, fill
 from wire.chunks import SUITES, ChunkIds
+from wire.slots import KIND_PASSPHRASE, KIND_RECOVERY
 from wire.status import Code, Refused
 
 
@@ -122,6 +123,27 @@ def test_an_archive_is_kept_once(keyring: Keyring) -> None:
     (left_over / "key").write_bytes(b"half")
     archives.keep(keyring, other, master)
     assert keyring.by_label("other") == other and other.keys() is not None
+
+
+def test_a_slot_that_was_removed_while_a_passphrase_was_typed_stays_removed(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = site.root / "secret"
+    secret.write_bytes(b"another one")
+
+    def typed(path: Path | None) -> bytes:
+        assert run(site, "keys", "remove", "tests", "--slot", "0", "--yes") == 0
+        assert run(site, "archive", "caller", "tests", "other-vm") == 0
+        return b"another one"
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dom0_agent.admin.cli.keys.new_passphrase", typed)
+        assert run(site, "keys", "add", "tests", "--passphrase-file", str(secret)) == 1
+    assert "were changed meanwhile" in capsys.readouterr().err
+    assert run(site, "keys", "add", "tests", "--passphrase-file", str(secret)) == 0
+    (one,) = Keyring(load(site.config).state_dir)
+    assert [slot[0] for slot in one.slots] == [KIND_RECOVERY, KIND_PASSPHRASE]
+    assert one.caller == "other-vm"
 
 
 @pytest.mark.parametrize("operation", ["mkdir", "create", "write", "fsync", "rename"])

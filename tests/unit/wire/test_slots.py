@@ -118,6 +118,9 @@ def test_a_passphrase_opens_however_its_letters_are_encoded(made_from: bytes, ty
         (b"", "empty"),
         (b"\xef\xbb\xbf", "empty"),
         (b"x" * 5000, "longer"),
+        (b"two\rlines", "control character"),
+        (b"wo\x7frd", "control character"),
+        ("wo\x85rd".encode(), "control character"),
     ],
 )
 def test_what_is_no_passphrase_is_refused_with_words(raw: bytes, why: str) -> None:
@@ -127,6 +130,7 @@ def test_what_is_no_passphrase_is_refused_with_words(raw: bytes, why: str) -> No
 
 def test_spaces_count_and_a_carriage_return_does_not() -> None:
     assert slots.new_passphrase(slots.first_line(b" two words \r\nmore")) == b" two words "
+    assert slots.new_passphrase(b"a\ttab") == b"a\ttab"
 
 
 def test_only_so_many_slots_are_tried() -> None:

@@ -13,8 +13,8 @@ import pytest
 from common import image_writer as images
 from dom0_agent.admin.held import held
 from dom0_agent.config import Pool, Volume
+from dom0_agent.sources import Unreadable, lvm, programs
 from dom0_agent.sources import file as file_source
-from dom0_agent.sources import lvm, programs
 from dom0_agent.sources.file import FileSource
 from dom0_agent.targets.file import FileReplacement
 from dom0_agent.tracking import rotation
@@ -126,7 +126,7 @@ def test_a_file_that_cannot_tell_its_holes_fails(
     source.snapshot(1)
     fd = source.open(1)
     monkeypatch.setattr(os, "lseek", failing(errno.EIO))
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(Unreadable, match="Input/output"):
         list(source.data_ranges(fd, 0, 1000))
     os.close(fd)
 

@@ -6,10 +6,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from dom0_agent.admin import cli
+from dom0_agent.keyring import Keyring
+from dom0_agent.rpc.dispatch import Call
+from dom0_agent.rpc.volume_call import VolumeCall
 from dom0_agent.tracking.state import FORMAT, VolumeState, known_volumes
 from tests.faultfs import Fault, FaultFS
 from tests.kit import GRAIN, Site, fill
@@ -129,6 +133,34 @@ def test_a_state_disk_that_lost_a_file(tmp_path: Path, faultfs: FaultFS, error: 
     site.verify_all()
 
 
+@pytest.mark.parametrize("command", ["Extract", "Commit", "Abort"])
+def test_a_log_that_the_disk_lost_is_an_empty_one(
+    tmp_path: Path, faultfs: FaultFS, command: str
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/dom0").symlink_to(faultfs.path)
+    site = Site(tmp_path / "site")
+    fill(site.image(), 5 * GRAIN)
+    site.backup()
+    fill(site.image(), 5 * GRAIN, 1)
+    lost = Fault("open", "EIO", path="volumes/work/private/*.log", times=1)
+    with site.open() as archive:
+        agent = site.agent(archive)
+        (listed,) = site.listed(archive)
+        offer = agent.snapshot(listed.qube, listed.volume, listed.session, 1, 0)
+        faultfs.fail(*[lost] * (command == "Extract"))
+        with agent.extract(listed.qube, listed.volume, offer.session, 0) as reply:
+            assert list(reply.frames())
+        faultfs.fail(lost)
+        if command == "Commit":
+            agent.commit(listed.qube, listed.volume, offer.session)
+        else:
+            agent.abort(listed.qube, listed.volume, offer.session)
+    assert faultfs.failed()
+    site.backup()
+    assert list(site.images().values())[-1] == site.contents()
+
+
 def test_a_state_that_cannot_be_read_is_no_reason_to_back_up_nothing(
     tmp_path: Path, faultfs: FaultFS
 ) -> None:
@@ -140,6 +172,12 @@ def test_a_state_that_cannot_be_read_is_no_reason_to_back_up_nothing(
     with pytest.raises(AssertionError) as caught:
         site.backup()
     assert "work/private" in str(caught.value) and "vault" not in str(caught.value)
+    # nor to drop a session, about which a thread of Extract asks every now and then
+    (archive,) = Keyring(site.state)
+    store = VolumeState(site.state, "work", "private")
+    on = VolumeCall(cast(Call, None), archive, store, None)
+    assert on.is_pending(bytes(16))
     faultfs.fail()
+    assert not on.is_pending(bytes(16))
     assert len(site.images("vault/private")) == 2
     site.backup()

@@ -174,6 +174,14 @@ def test_folders_that_are_links_are_not_gone_through(
         assert storage.names("packs", ".pack") == []
 
 
+def test_a_file_where_a_folder_belongs_is_called_so(storage: LocalStorage) -> None:
+    (storage.root / "packs").write_text("")
+    with pytest.raises(DamagedError, match="packs is a file where a folder belongs"):
+        storage.names("packs", ".pack")
+    with pytest.raises(DamagedError, match="is in something that is not a folder"):
+        storage.read(NAME)
+
+
 def test_a_volume_behind_a_link_has_sessions_that_cannot_be_read(
     storage: LocalStorage, outside: Path
 ) -> None:
