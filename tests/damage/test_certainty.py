@@ -211,43 +211,6 @@ def test_the_newest_session_is_missed_and_can_be_put_back(
     assert newest(built) == [list(images.values())[-1]] and built.scrubbed() == []
 
 
-def test_no_other_session_is_the_latest_where_that_is_lost(built: Site, commands_for: Make) -> None:
-    """Least of all for what is removed; also when a run that writes has named it, or the catalog
-    was made again, until another one is stored.
-    """
-    commands, file = commands_for(built), session_files(built)[-1]
-    key, names = ("--passphrase-file", str(commands.passphrase)), list(built.images())
-    volume, raw = ("work/private", "--session", "latest"), file.read_bytes()
-    file.unlink()
-
-    def refused(*words: str) -> None:
-        said = commands.run(*words, expect=4)[1]
-        assert file.name in said and f"name it: --session {names[-2]}" in said, words
-        assert len(session_files(built)) == 2
-
-    every: list[tuple[str, ...]] = [
-        ("tag", *volume, "--add", "good"),
-        ("restore", "--yes", *volume),
-        ("prune", *volume, "--dry-run"),
-        ("prune", *volume, "--yes"),
-    ]
-    for words in every:
-        refused(*words)
-    commands.run("scrub")
-    refused("prune", *volume, "--yes")
-    assert file.name in commands.run("verify", *volume, expect=4)[1]
-    with built.open(True) as archive:
-        archive.rebuild_catalog()
-    refused("drill", *volume, *key)
-    file.write_bytes(raw)
-    commands.run("tag", *volume, "--add", "good")
-    file.unlink()
-    refused("tag", *volume, "--add", "good")
-    built.backup()
-    commands.run("prune", *volume, "--yes")
-    assert len(session_files(built)) == 2
-
-
 @pytest.mark.parametrize("words", [("delete", "work/private", "--yes"), ("prune", "--session")])
 def test_what_was_removed_by_name_is_not_missed(
     built: Site, commands_for: Make, words: tuple[str, ...]

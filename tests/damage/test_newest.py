@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The newest session of a volume cannot be read: nothing passes an older one off as the latest."""
+"""The newest session of a volume cannot be read, or is lost: no older one passes for the latest."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.certainty import session_files
 from tests.commands import Commands
 from tests.kit import GRAIN, Site, fill
+
+Make = Callable[[Site], Commands]
 
 
 @pytest.fixture
@@ -132,3 +135,41 @@ def test_nothing_is_proven_where_there_is_nothing(commands: Commands) -> None:
     file.unlink()
     for part in ((), ("--sample", "5%")):
         assert f"{file} is missing" in commands.run("verify", *part, expect=4)[1]
+
+
+@pytest.mark.usefixtures("small_packs")
+def test_no_other_session_is_the_latest_where_that_is_lost(built: Site, commands_for: Make) -> None:
+    """Least of all for what is removed; also when a run that writes has named it, or the catalog
+    was made again, until another one is stored.
+    """
+    commands, file = commands_for(built), session_files(built)[-1]
+    key, names = ("--passphrase-file", str(commands.passphrase)), list(built.images())
+    volume, raw = ("work/private", "--session", "latest"), file.read_bytes()
+    file.unlink()
+
+    def refused(*words: str) -> None:
+        said = commands.run(*words, expect=4)[1]
+        assert file.name in said and f"name it: --session {names[-2]}" in said, words
+        assert len(session_files(built)) == 2
+
+    every: list[tuple[str, ...]] = [
+        ("tag", *volume, "--add", "good"),
+        ("restore", "--yes", *volume),
+        ("prune", *volume, "--dry-run"),
+        ("prune", *volume, "--yes"),
+    ]
+    for words in every:
+        refused(*words)
+    commands.run("scrub")
+    refused("prune", *volume, "--yes")
+    assert file.name in commands.run("verify", *volume, expect=4)[1]
+    with built.open(True) as archive:
+        archive.rebuild_catalog()
+    refused("drill", *volume, *key)
+    file.write_bytes(raw)
+    commands.run("tag", *volume, "--add", "good")
+    file.unlink()
+    refused("tag", *volume, "--add", "good")
+    built.backup()
+    commands.run("prune", *volume, "--yes")
+    assert len(session_files(built)) == 2
