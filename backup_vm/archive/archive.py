@@ -19,7 +19,7 @@ from backup_vm.archive.parameters import Parameters
 from backup_vm.archive.partial import Partial
 from backup_vm.archive.remembered import Remembered
 from backup_vm.archive.sessions import Session
-from backup_vm.archive.storage import Storage
+from backup_vm.archive.storage import UNSEEN, Storage
 from backup_vm.errors import DamagedError
 from wire.chunks import ID_SIZE, ZERO_ID
 
@@ -101,6 +101,9 @@ class Archive:
         if not isinstance(error, DamagedError):
             text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             error = DamagedError(f"{self.storage.describe(name)} cannot be read: {text}")
+        if name.endswith(UNSEEN):
+            where = self.storage.describe(name.rpartition("/")[0])
+            error = DamagedError(f"{where} cannot be read: its sessions are not known")
         self.damaged[name] = error
 
     def session_files(self, volume: str | None = None) -> list[str]:

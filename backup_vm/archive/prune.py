@@ -28,8 +28,8 @@ from backup_vm.errors import DamagedError, NoRoomError
 
 class Pruned(NamedTuple):
     """What was removed: sessions, chunks, and bytes given back. ``refused``: volumes left as they
-    are, with the reason. ``waiting``: bytes that may not be given back yet, the last of them before
-    ``until`` (Unix seconds).
+    are, with the reason, and what this run was the first that could not read. ``waiting``: bytes
+    that may not be given back yet, the last of them before ``until`` (Unix seconds).
     """
 
     sessions: int
@@ -48,7 +48,12 @@ def prune(
 
     ``entirely``: ids of volumes of which nothing is to stay, damaged sessions included.
     """
+    known = archive.catalog.spoilt()
     done = _prune(archive, doomed, entirely)
+    # Nobody can tell of a session that could not be read in this run whether it should have gone.
+    found = [str(error) for name, error in archive.damaged.items() if name not in known]
+    told = "\n".join(done.refused)
+    done = done._replace(refused=(*done.refused, *(one for one in found if one not in told)))
     left = holding.give_back(archive)
     if left is None:
         return done
@@ -77,7 +82,8 @@ def _prune(archive: Archive, doomed: Iterable[Session], entirely: Collection[str
         _remove(archive, gone)
         kept = (s.clear.session for v in volumes.values() for s in v if s.file not in gone)
         chunks, space = reclaim(archive, candidates)
-        _forget_notes(archive, kept)  # now that there is room, if the disk was full
+        if not archive.damaged and not archive.lost:  # what is put back has its tags still
+            _forget_notes(archive, kept)  # now that there is room, if the disk was full
     return Pruned(len(gone), chunks, space, tuple(plan.refused))
 
 

@@ -145,11 +145,11 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
         _tell(context, report)
         if unnoted is not None:
             context.warn(f"what was stored got neither tag nor note: {unnoted.line()}")
-        too_much = False
+        pruned = Exit.OK
         try:
             # What is old goes only when what is new has proven good, if that is asked for.
             if context.config.pruning.after_backup and report.done and not report.unproven:
-                too_much = _prune(context, archive, chosen, report)
+                pruned = _prune(context, archive, chosen, report)
         except SparsebakError as error:  # the backup itself is done, and was reported so
             context.warn(f"nothing was pruned after the backup: {error.line()}")
             return _exit(report) or error.code
@@ -158,7 +158,7 @@ def _run(context: Context, agent: "Agent", note: "Note | None") -> int:
         if "metrics" in context.config.texts:
             _write_metrics(context, archive, agent)
     code = _exit(report) or (Exit.OK if unnoted is None else unnoted.code)
-    return code or (Exit.TOO_MUCH if too_much else Exit.OK)
+    return code or pruned
 
 
 def _verify(
@@ -231,10 +231,8 @@ def _note(archive: "Archive", report: "Report", note: "Note") -> SparsebakError 
 
 def _prune(
     context: Context, archive: "Archive", listed: "list[VolumeEntry]", report: "Report"
-) -> bool:
-    """Prune by the settings' rules, of the volumes that were backed up; whether the guard left one
-    of them as it is.
-    """
+) -> Exit:
+    """Prune by the settings' rules, of the volumes that were backed up; how that ended."""
     from backup_vm.archive.prune import prune
     from backup_vm.jobs.thinning import held, judge
 
@@ -250,9 +248,11 @@ def _prune(
         )
     for line in waiting_text(pruned.waiting, pruned.until):
         context.say(line)
-    for sentence in held(verdicts):
+    for sentence in (*pruned.refused, *held(verdicts)):
         context.warn(sentence)
-    return bool(held(verdicts))
+    if pruned.refused:
+        return Exit.DAMAGED
+    return Exit.TOO_MUCH if held(verdicts) else Exit.OK
 
 
 def _contents(archive: "Archive", keys: "Keys | None", listed: "list[VolumeEntry]") -> "Contents":

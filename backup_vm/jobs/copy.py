@@ -332,7 +332,9 @@ class _Run:
             else:
                 doomed += mine
         try:
-            self.done.removed = prune(self._target, doomed).sessions
+            pruned = prune(self._target, doomed)
+            self.done.removed = pruned.sessions
+            self.done.failed += pruned.refused
         except DamagedError as error:
             self.done.failed.append(str(error))
 

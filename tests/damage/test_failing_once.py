@@ -5,21 +5,23 @@ now, and can be again afterwards.
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backup_vm.archive import notes, sessions
 from backup_vm.archive import prune as pruning
 from backup_vm.archive import reclaim as reclaiming
-from backup_vm.archive import sessions
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.pack_writer import PackWriter
 from backup_vm.archive.prune import prune
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage.beneath import Beneath
-from backup_vm.errors import DamagedError
+from backup_vm.errors import DamagedError, Exit
+from backup_vm.jobs import thinning
+from tests.commands import Commands
 from tests.kit import GRAIN, Site
 
 VOLUMES = ("work/private", "other/private")
@@ -95,6 +97,58 @@ def test_a_folder_that_cannot_be_listed_is_not_removed(
         assert {session.file for session in first} <= set(archive.session_files())
         assert other[0].file not in archive.session_files()
     _whole(stored)
+
+
+def test_what_rules_could_not_see_is_named_once(stored: Site, unseen: set[str]) -> None:
+    """A folder that is not listed as rules look for what goes; a later run knows of it."""
+    with stored.open(True) as archive:
+        first, other = _series(archive)
+        unseen.add(f"volumes/{first[0].volume}")
+        assert len(_series(archive)) == 1
+        done = prune(archive, [other[0]])
+        assert [line for line in done.refused if first[0].volume in line]
+    with stored.open(True) as archive:
+        assert not prune(archive, [other[1]]).refused
+        unseen.clear()
+    _whole(stored)
+
+
+def test_a_backup_says_what_its_prune_could_not_remove(
+    stored: Site,
+    commands_for: Callable[[Site], Commands],
+    unseen: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commands, judge = commands_for(stored), thinning.judge
+
+    def failing(contents: Any, *args: Any) -> Any:
+        verdicts = judge(contents, *args)
+        unseen.add(f"volumes/{contents.volumes[0].id}")
+        return verdicts
+
+    commands.settings(
+        f'archive = "{stored.archive}"\nagent = "local:{stored.config}"\n'
+        '[prune]\nkeep_last = 1\nmin_age = "0d"\nmax_removed = "100%"\nafter_backup = true\n'
+    )
+    monkeypatch.setattr(thinning, "judge", failing)
+    _, error = commands.run("backup", expect=Exit.DAMAGED)
+    assert "left as it is" in error
+
+
+def test_what_cannot_be_read_keeps_its_tags(stored: Site, unseen: set[str]) -> None:
+    """It may be readable again, or put back, and a tag may be all that keeps it."""
+    with stored.open(True) as archive:
+        first, other = _series(archive)
+        tagged = first[0].clear.session
+
+        def tag(every: notes.Notes) -> None:
+            every.sessions[tagged.hex()] = notes.Note(frozenset({"kept"}))
+
+        notes.change(archive.storage, tag)
+        unseen.add(f"volumes/{first[0].volume}")
+        prune(archive, [other[0]])
+        unseen.clear()
+        assert notes.load(archive.storage).of(tagged).tags == {"kept"}
 
 
 def test_a_volume_that_nobody_can_list_is_not_called_removed(
