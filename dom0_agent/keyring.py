@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.durable import UNREADABLE
+from common.durable import UNREADABLE, read_small
 from dom0_agent.log import ERROR, log
 from wire import CHUNK_SIZES, FORMAT, other_format
 from wire.chunks import KEY_SIZE, SUITE_BLAKE2B, SUITES, DomainKeys, Keys
@@ -56,7 +56,7 @@ class ArchiveKey(_Fields):
     def master(self) -> bytes:
         """The master key; Refused when it is not the one that was kept."""
         try:
-            key = (self.directory / "key").read_bytes()
+            key = read_small(self.directory / "key")
         except OSError as error:
             if not isinstance(error, FileNotFoundError) and error.errno not in UNREADABLE:
                 raise
@@ -160,7 +160,7 @@ def digest(data: bytes) -> str:
 def load(directory: Path) -> ArchiveKey:
     """An archive as it was written; Refused when it is damaged, or of another format."""
     try:
-        raw = json.loads((directory / "archive.json").read_bytes())
+        raw = json.loads(read_small(directory / "archive.json"))
         if raw.pop("check", None) != check(raw):
             raise ValueError("its check does not fit")
         number = raw.pop("format", 1)  # format 1 had no number here

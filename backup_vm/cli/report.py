@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from backup_vm.errors import UsageError
     from backup_vm.reporting import status
     from backup_vm.reporting.page import page
-    from backup_vm.terminal.output import put_bytes, whole_file
+    from backup_vm.terminal.output import put_bytes, write_page
 
     context = Context(options)
     if context.json and options.output is None:
@@ -47,11 +47,10 @@ def run(options: argparse.Namespace) -> int:
         row, seen = status.look(archive, *context.listed(archive), context.keys(archive), None)
         volumes = [seen.row(volume) for volume in seen.volumes]
         points = seen.account.growth() if seen.account else []
-    text = page(row, volumes, points, int(time.time())).encode()
+    text = page(row, volumes, points, int(time.time()))
     if options.output is None:
-        put_bytes(text)
+        put_bytes(text.encode())
         return 0
-    with whole_file(options.output, public=True) as out:
-        out.write(text)
+    write_page(options.output, text)
     context.done({"page": str(options.output)}, f"{options.output} is written.")
     return 0

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
             done = scrub_part(archive, progress, options.sample, options.older_than, parity)
         for line in foreign(archive):
             context.warn(line)
-        _keep_parity(context, archive, parity)
+        kept = _keep_parity(context, archive, parity)
         if not archive.writing and not done.sound:
             context.warn("the archive cannot be written to: the next backup does not know of this")
         elif done.unnoted is not None:
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     lines = [f"mended {archive.storage.describe(name)}" for name in parity.mended]
     left = "No damage left" if lines else "No damage found"
     context.done(row, *lines, *([left + _part(looked_at, there)] if sound else []))
-    return Exit.OK if sound else Exit.DAMAGED
+    return (Exit.OK if kept else Exit.FAILED) if sound else Exit.DAMAGED
 
 
 def _part(looked_at: int, there: int) -> str:
@@ -89,11 +89,16 @@ def _parity_of(context: Context, archive: "Archive") -> "ParityScrub":
     """What looks at parity, and with --repair mends by it."""
     from backup_vm.jobs.parity import ParityScrub
 
-    repairing = context.options.repair
+    repairing, place = context.options.repair, archive.storage.describe()
     if repairing and not archive.writing:
         raise SparsebakError(
-            f"{archive.storage.describe()} cannot be written to, so that nothing can be mended",
+            f"{place} cannot be written to, so that nothing can be mended",
             "mount it for writing, or mend a copy of it",
+        )
+    if context.options.parity is not None and not archive.writing:
+        raise SparsebakError(
+            f"{place} cannot be written to, so that no parity can be made",
+            "mount it for writing, or leave out --parity",
         )
     parity = ParityScrub(archive, repairing)
     if repairing and not parity.files:
@@ -101,13 +106,17 @@ def _parity_of(context: Context, archive: "Archive") -> "ParityScrub":
     return parity
 
 
-def _keep_parity(context: Context, archive: "Archive", parity: "ParityScrub") -> None:
-    """Make and renew parity where that is asked for; else say where it is out of date."""
+def _keep_parity(context: Context, archive: "Archive", parity: "ParityScrub") -> bool:
+    """Make and renew parity where that is asked for; else say where it is out of date. Returns
+    False where the command itself asked for it and it was not made.
+    """
     share = keeping.share(context)
     if share is not None and archive.writing:
-        keeping.keep(context, archive, lambda progress: parity.keep(share, progress))
-    elif parity.stale:
+        done = keeping.keep(context, archive, lambda progress: parity.keep(share, progress))
+        return done or context.options.parity is None
+    if parity.stale:
         context.warn(
             f"{count_text(len(parity.stale), 'file')} changed since parity was made, or is damaged"
             " parity; to make it again, run: sparsebak scrub --parity"
         )
+    return True

@@ -116,13 +116,12 @@ def _told(context: Context, setup: "Setup", done: "UpkeepRow") -> bool:
     other.
     """
     from backup_vm.reporting import kept_page, metrics
-    from backup_vm.terminal.output import whole_file
+    from backup_vm.terminal.output import write_page
 
     written = True
     if setup.report:
         try:
-            with whole_file(Path(setup.report), public=True) as out:
-                out.write(kept_page.page(done).encode())
+            write_page(Path(setup.report), kept_page.page(done))
         except (OSError, SparsebakError) as error:
             context.warn(f"the report was not written: {error}")
             written = False

@@ -138,9 +138,9 @@ def _lost(archive: "Archive", chosen: "list[Named]", volume: str | None, wanted:
     """Sessions that are known to be missing, and may be among those that were asked for."""
     if volume is None:
         return archive.missing()
-    if wanted not in ("latest", "all"):
-        return []
-    return [line for one in chosen for line in archive.missing(one.id)]
+    if wanted == "latest":
+        return [line for one in chosen if (line := archive.lost_newest(one.id)) is not None]
+    return [line for one in chosen for line in archive.missing(one.id)] if wanted == "all" else []
 
 
 def _outside(archive: "Archive", volumes: "list[Named]", prover: "Prover") -> list[str]:

@@ -9,7 +9,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -176,6 +176,25 @@ def whole_file(target: Path, force: bool = True, public: bool = False) -> Iterat
         yield out
         out.flush()
         os.fsync(out.fileno())
+
+
+_PAGE = b"<!doctype html>"
+
+
+def write_page(target: Path, text: str) -> None:
+    """Write a page of HTML in place of the one that was there. Nothing else is replaced by it: a
+    slip of the hand must not cost a file of an archive.
+    """
+    begins = b""
+    if target.is_file():
+        with suppress(OSError), open(target, "rb") as file:  # one that cannot be read is replaced
+            begins = file.read(len(_PAGE))
+    if begins and begins.lower() != _PAGE:
+        raise SparsebakError(
+            f"{target} exists and is no page", "choose another name, or remove it first"
+        )
+    with whole_file(target, public=True) as out:
+        out.write(text.encode())
 
 
 def _umask() -> int:

@@ -18,6 +18,7 @@ from dom0_agent.admin.qubes_catalog import QubesCatalog
 from dom0_agent.catalog import VolumeCatalog
 from dom0_agent.config import Volume, recall, remember
 from dom0_agent.keyring import ArchiveKey
+from dom0_agent.log import WARNING, log
 from dom0_agent.qubesd import asking, connect
 from dom0_agent.sources import Source, Sources
 from dom0_agent.sources.lvm_thin import LvmThinSource
@@ -74,13 +75,16 @@ def let_start(state_dir: Path) -> list[str]:
             fd = lock(path)
         except Busy:  # it continues
             continue
-        with closing_fd(fd), asking():
-            domains = connect().domains
-            if path.name in domains:
-                take_away(domains[path.name], path)
-                done.append(path.name)
-            else:
-                path.unlink(missing_ok=True)
+        with closing_fd(fd):
+            try:
+                with asking():
+                    domains = connect().domains
+                    if path.name not in domains:
+                        path.unlink(missing_ok=True)
+                    elif take_away(domains[path.name], path):
+                        done.append(path.name)
+            except Refused as refused:
+                log(WARNING, f"{path.name}, whose restore was killed: {refused}")
     return done
 
 

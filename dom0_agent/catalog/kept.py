@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import checked
-from common.durable import UNREADABLE
+from common.durable import UNREADABLE, read_small
 from common.override import override
 from dom0_agent.catalog import Skipped, VolumeCatalog, identified
 from dom0_agent.config import Config, Volume, recall, remember
@@ -75,7 +75,7 @@ def read(config: Config) -> Kept:
     """The list as it was written last; Refused when there is none that is good for anything."""
     path = place(config)
     try:
-        kept = Kept.from_bytes(path.read_bytes())
+        kept = Kept.from_bytes(read_small(path))
         if kept.options != options_digest(config):
             raise ValueError(f"[qubes] in {config.path} is not what it was made for")
     except FileNotFoundError:

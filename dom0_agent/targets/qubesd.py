@@ -78,9 +78,9 @@ class InProgress:
         self._fd = -1
 
 
-def take_away(domain: Any, path: Path) -> None:
-    """Remove the tag, then its file, which is locked; when that fails the file stays, for the next
-    time.
+def take_away(domain: Any, path: Path) -> bool:
+    """Remove the tag, then its file, which is locked; whether that is done. When it fails the file
+    stays, for the next time.
     """
     try:
         with asking():
@@ -88,6 +88,8 @@ def take_away(domain: Any, path: Path) -> None:
         path.unlink()
     except (Refused, OSError) as error:
         log(WARNING, f"{domain.name} cannot be started yet, it keeps the tag {TAG}: {error}")
+        return False
+    return True
 
 
 def _shared(path: Path) -> int:

@@ -51,6 +51,8 @@ class PagesFile(Structure):
 
 
 ENTRY = ChunkEntry.row()
+_READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+"""Also of a FIFO, as a damaged file system may show it: nothing waits for that."""
 
 
 class IdsDamaged(Exception):
@@ -64,7 +66,7 @@ class CommittedIds:
         self._path, self._pages = path, path.with_name(path.name + ".pages")
         self.tree, self._proven = tree, b""
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(path, _READING)
         except OSError as error:
             if error.errno != errno.ENOENT and error.errno not in UNREADABLE:
                 raise
@@ -113,7 +115,12 @@ class CommittedIds:
         return False
 
     def _kept_digests(self) -> bytes:
-        return self._pages.read_bytes() if self._pages.exists() else b""
+        try:
+            fd = os.open(self._pages, _READING)
+        except FileNotFoundError:
+            return b""
+        with closing_fd(fd):
+            return os.pread(fd, page_count(self.count) * DIGEST_SIZE + 1, 0)
 
     def every_digest(self, chunks: int) -> bytes:
         """The page digests of the first ``chunks`` ids, made from them all."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common import checked
-from common.durable import UNREADABLE
+from common.durable import UNREADABLE, read_small
 from wire.names import BadName, new_identity, parse_identity, parse_name
 from wire.status import Code, Refused
 
@@ -85,7 +85,7 @@ def load(state_dir: Path) -> Identities:
     """What was written last; nothing where nothing was. Refused when it is damaged or lost."""
     path = place(state_dir)
     try:
-        return _from_bytes(path.read_bytes())
+        return _from_bytes(read_small(path))
     except FileNotFoundError:
         if not written(state_dir).exists():
             return Identities()

@@ -26,6 +26,7 @@ from common.durable import (
     closing_fd,
     lock,
     make_directory,
+    read_small,
     replace,
     still_named,
     sync_directory,
@@ -180,7 +181,7 @@ class VolumeState:
 
     def _read(self) -> State:
         try:
-            raw = json.loads(self._path.read_bytes())
+            raw = json.loads(read_small(self._path))
         except FileNotFoundError:
             return State()
         except (ValueError, RecursionError) as error:

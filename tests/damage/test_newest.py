@@ -162,6 +162,7 @@ def test_no_other_session_is_the_latest_where_that_is_lost(built: Site, commands
         refused(*words)
     commands.run("scrub")
     refused("prune", *volume, "--yes")
+    assert file.name in commands.run("verify", *volume, expect=4)[1]
     with built.open(True) as archive:
         archive.rebuild_catalog()
     refused("drill", *volume, *key)

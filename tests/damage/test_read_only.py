@@ -78,6 +78,33 @@ def test_checks_that_cannot_be_noted_say_so(
         assert json.loads(out)["noted"] is True and "noted" not in said
 
 
+def test_parity_that_was_asked_for_and_not_made_is_a_failure(
+    disk: Path, commands_for: Callable[[Site], Commands], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for by the command, that is: for the settings the check is what it was about."""
+    site = Site(disk / "site")
+    fill(site.image(), 8 * GRAIN)
+    commands = commands_for(site)
+    site.backup()
+    words = ("scrub", "--parity", "25%")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("backup_vm.jobs.parity.ParityScrub.keep", full)
+        assert "parity is not up to date" in commands.run(*words, expect=1)[1]
+        commands.settings('parity = "25%"\n')
+        assert "parity is not up to date" in commands.run("scrub")[1]
+    commands.settings("")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    assert "no parity can be made" in commands.fails(1, *words)
+    commands.run("scrub")
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    commands.run(*words)
+    assert list(site.archive.rglob("*.parity"))
+
+
 def test_a_drill_needs_no_notes(commands: Commands, tmp_path: Path) -> None:
     """Where they are damaged nobody knows whose turn it is, and it is drilled all the same."""
     fill(commands.site.image(), 8 * GRAIN)

@@ -165,6 +165,27 @@ def test_what_a_killed_restore_left_is_taken_away(qubes: QubesSite) -> None:
     assert TAG in qubes.qubesd.qubes["vault"].tags
 
 
+@pytest.mark.parametrize("what", ["list", "tag"])
+def test_what_qubesd_refuses_of_it_is_tried_again(
+    qubes: QubesSite, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    state_dir = load(qubes.config).state_dir
+    (state_dir / RESTORING).mkdir()
+    (state_dir / RESTORING / "work").touch()
+    qubes.qubesd.qubes["work"].tags.add(TAG)
+    real = qubes.qubesd._call
+
+    def refusing(method: str, argument: str, dest: str, payload: bytes) -> str:
+        if method == {"list": "admin.vm.List", "tag": "admin.vm.tag.Remove"}[what]:
+            raise Refusal("QubesException", "not now")
+        return real(method, argument, dest, payload)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(qubes.qubesd, "_call", refusing)
+        assert let_start(state_dir) == [] and TAG in tags(qubes) and left(qubes)
+    assert let_start(state_dir) == ["work"] and TAG not in tags(qubes) and not left(qubes)
+
+
 def test_a_qube_whose_tag_is_not_set_is_not_restored(
     qubes: QubesSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,13 +68,25 @@ def check(page: str) -> Checker:
     return checker
 
 
+def test_nothing_but_a_page_is_replaced(commands: Commands) -> None:
+    slots = commands.site.archive / "archive.toml"
+    before = slots.read_bytes()
+    assert "is no page" in commands.fails(1, "report", "-o", str(slots))
+    place = commands.site.root / "place"
+    place.mkdir()
+    commands.run("upkeep", str(place), "--report", str(slots), expect=None)
+    assert slots.read_bytes() == before
+
+
 def test_what_it_says(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     names = sessions_of_ages(
         commands.site, monkeypatch, [day * DAY for day in (0, 1, 1, 40)] + [DAY + 60, DAY + 120]
     )
     commands.keyed("verify")
     file = commands.site.root / "report.html"
-    commands.run("report", "-o", str(file), "--passphrase-file", str(commands.passphrase))
+    file.touch()
+    for _ in range(2):
+        commands.run("report", "-o", str(file), "--passphrase-file", str(commands.passphrase))
     checker = check(file.read_text())
     text = " ".join(checker.text)
     assert (

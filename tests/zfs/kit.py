@@ -137,6 +137,17 @@ class ZfsSite(Site):
             self.container.volume(name, self.size)
         self.config.write_text("\n".join(lines) + "\n")
 
+    def kept(self) -> list[str]:
+        """All that is ours in the pool once no clone is left. Whoever looks at what a new device
+        is, as udev does, may have one open as a call ends: then it goes with the next.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            found = self.container.ours()
+            if all("@" in name for name in found) or time.monotonic() > deadline:
+                return found
+            self.monitor()
+
     def image(self, name: str = "work/private") -> Path:
         return self.container.device(name)
 

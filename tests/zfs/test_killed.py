@@ -96,7 +96,7 @@ def test_what_is_left_goes_at_the_next_monitor(site: ZfsSite, when: str) -> None
     assert len(site.container.ours()) == len(state.snapshots())
     site.backup()
     assert list(site.images().values())[-1] == site.contents()
-    assert len(site.container.ours()) == 1
+    assert len(site.kept()) == 1
 
 
 @pytest.mark.parametrize("when", WHEN)

@@ -24,7 +24,7 @@ def test_every_session_comes_back(zfs_site: Make) -> None:
         scribble(site.image(), rng)
         site.backup()
         contents.append(site.contents())
-        assert len(site.container.ours()) == 1  # no clone is left
+        assert len(site.kept()) == 1
     assert list(site.images().values()) == contents
     assert site.scrubbed() == []
 
@@ -76,7 +76,7 @@ def test_a_volume_that_goes_while_it_is_read(zfs_site: Make) -> None:
     scribble(site.image(), rng)
     site.backup()
     assert list(site.images().values())[-1] == site.contents()
-    assert len(site.container.ours()) == 1
+    assert len(site.kept()) == 1
 
 
 def test_a_volume_that_is_gone_is_restored(zfs_site: Make) -> None:
@@ -116,7 +116,7 @@ def test_a_volume_that_is_there_is_not_replaced(zfs_site: Make) -> None:
     before = site.contents()
     with pytest.raises(RefusedError, match="busy"):
         site.restore()
-    assert site.contents() == before and len(site.container.ours()) == 1
+    assert site.contents() == before and len(site.kept()) == 1
 
 
 def test_no_session_begins_where_room_is_short(zfs_site: Make) -> None:

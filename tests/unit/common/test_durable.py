@@ -9,13 +9,30 @@ from pathlib import Path
 
 import pytest
 
-from common.durable import lock, still_named, write_synced
+from common.durable import UNREADABLE, lock, read_small, still_named, write_synced
 
 
 def test_a_write_that_fails_says_where() -> None:
     with pytest.raises(OSError) as caught:
         write_synced(Path("/dev/full"), b"x")
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "/dev/full")
+
+
+def test_what_was_written_here_is_read_and_nothing_without_end(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 10)
+    assert read_small(tmp_path / "file") == b"x" * 10
+    with pytest.raises(FileNotFoundError):
+        read_small(tmp_path / "none")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "long").touch()
+    os.truncate(tmp_path / "long", 8 << 30)
+    for name in ("zero", "folder", "fifo", "long"):
+        with pytest.raises(OSError, match="not a regular file of at most 16 MiB") as caught:
+            read_small(tmp_path / name)
+        assert caught.value.errno in UNREADABLE
+        assert caught.value.filename == str(tmp_path / name)
 
 
 def test_what_cannot_be_known_of_a_locked_file_gives_its_lock_up(

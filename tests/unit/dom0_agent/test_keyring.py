@@ -6,6 +6,7 @@ them.
 import builtins
 import getpass
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -48,6 +49,15 @@ def test_a_damaged_archive_is_told(keyring: Keyring) -> None:
         archives.add(keyring, "x", "y", 1, 12345, None)
     with pytest.raises(ValueError, match="suite"):
         archives.add(keyring, "x", "y", 3, 1 << 17, None)
+
+
+def test_what_is_no_file_of_ours_is_damaged_too(keyring: Keyring) -> None:
+    """As a damaged file system may show it: nothing waits for it, or reads it without end."""
+    (one,) = keyring
+    for name, action in (("key", one.keys), ("archive.json", lambda: list(keyring))):
+        (one.directory / name).unlink()
+        os.mkfifo(one.directory / name)
+        assert "is damaged" in refused(action)
 
 
 @pytest.mark.parametrize("bit", [0, 255])

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+import os
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,24 @@ def test_lost_or_damaged_pages_are_made_again_and_proven(tmp_path: Path) -> None
         with CommittedIds(tmp_path / "ids", TREE) as ids:
             assert ids.prove(chunks, 1, root)
             assert b"".join(ids.digests([], False, chunks)) == whole
+
+
+def test_neither_of_the_two_is_waited_for(tmp_path: Path) -> None:
+    """A FIFO, as a damaged file system may show it, and digests without end."""
+    path, pages = tmp_path / "ids", tmp_path / "ids.pages"
+    root = made(path, PAGE_IDS + 1)
+    pages.unlink()
+    os.mkfifo(pages)
+    with CommittedIds(path, TREE) as ids:
+        assert ids.prove(PAGE_IDS + 1, 1, root)
+    pages.unlink()
+    pages.symlink_to("/dev/zero")
+    with CommittedIds(path, TREE) as ids:
+        assert ids.prove(PAGE_IDS + 1, 1, root)
+    path.unlink()
+    os.mkfifo(path)
+    with CommittedIds(path, TREE) as ids:
+        assert not ids.prove(PAGE_IDS + 1, 1, root)
 
 
 def test_ids_that_are_not_those_of_the_root_are_not_used(tmp_path: Path) -> None:
