@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     from backup_vm.jobs.removal import Removal
 
     context = Context(options)
-    with context.contents(writing=True) as contents:
+    with context.contents(writing=not options.dry_run) as contents:
         volume = contents.lost(options.volume) or contents.one(options.volume)
         context.warn_spoilt(contents, [(volume, session) for session in volume.sessions])
         context.warn_unread(contents, [volume])

@@ -62,6 +62,10 @@ def test_checks_that_cannot_be_noted_say_so(
 
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     say_so()
+    for words in (["delete", "work/private"], ["prune", "--keep-last", "1"]):
+        assert commands.run(*words, "--dry-run", *key)[1] == "", (
+            "it only shows, and changes nothing"
+        )
     out, said = commands.run("copy", str(tmp_path / "copy"), "--json")
     assert json.loads(out)["noted"] is False and "that there is a copy" in said
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
