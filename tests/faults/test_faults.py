@@ -113,7 +113,8 @@ def _found(
 def _silently(bench: Bench, outcome: Outcome) -> set[str]:
     """What a run did not show, if it warns of nothing that it does not warn of without a fault."""
     shown = {*outcome.text.splitlines()}
-    warned = [line for line in shown.difference(bench.shown) if line.startswith("sparsebak")]
+    heads = ("sparsebak", str(bench.system.path))
+    warned = [line for line in shown.difference(bench.shown) if line.startswith(heads)]
     return set() if warned else {*bench.shown} - shown
 
 
