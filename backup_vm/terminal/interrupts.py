@@ -101,8 +101,10 @@ def handled(process: bool = True) -> Iterator[None]:
             finally:
                 over()
     finally:
-        if _limit is not None and not process:
-            _limit.cancel()
+        if not process:  # whatever comes next in it was not asked to stop
+            stopping.forget()
+            if _limit is not None:
+                _limit.cancel()
         for number, handler in before.items():
             # The exit code stands when the command is done: nothing may change it while Python
             # shuts down.

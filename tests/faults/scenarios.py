@@ -324,7 +324,8 @@ SCENARIOS = (
     Scenario("Snapshot", action=snapshot, where=STATE, once=True),
     Scenario("Snapshot, pool", action=snapshot, where=POOL, once=True),
     Scenario("Extract", action=extract, where=STATE, prepare=died_at("extract")),
-    Scenario("Extract, pool", action=extract, where=POOL, prepare=died_at("extract")),
+    # A snapshot that cannot be read gives its session up; the next backup begins another one.
+    Scenario("Extract, pool", action=extract, where=POOL, prepare=died_at("extract"), again=(0, 5)),
     Scenario("Commit", action=commit, where=STATE, prepare=died_at("ask_commit"), once=True),
     Scenario("Commit, pool", action=commit, where=POOL, prepare=died_at("ask_commit"), once=True),
     Scenario("Abort", action=abort, where=STATE, prepare=cut_off, once=True),

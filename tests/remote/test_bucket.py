@@ -57,7 +57,7 @@ ANSWERS: dict[str, tuple[Answer, type[Exception], str]] = {
     "pages without end": (page(entry(), more=MORE), SparsebakError, "without end"),
     "refused": (refusal(403, "AccessDenied"), ForbiddenError, "AccessDenied"),
     "busy": (refusal(503, "SlowDown"), Overloaded, "SlowDown"),
-    "a wrong clock": (refusal(403, "RequestTimeTooSkewed"), ForbiddenError, "TooSkewed"),
+    "a wrong clock": (refusal(403, "RequestTimeTooSkewed"), SparsebakError, "clock is too far off"),
 }
 
 

@@ -37,6 +37,22 @@ _UNHURRIED = os.O_NONBLOCK | os.O_NOCTTY
 """open(2) of a FIFO must not wait for somebody at its other end."""
 
 
+class _Telling:
+    """What ``Beneath.telling`` returns. No generator: Python 3.12 and 3.13 keep an error that one
+    of those replaces in a cycle, with all that the frames below hold, a folder that is open too.
+    """
+
+    def __init__(self, beneath: "Beneath", name: str, doing: str) -> None:
+        self._beneath, self._name, self._doing = beneath, name, doing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            self._beneath.tell(error, self._name, self._doing)
+
+
 class Beneath:
     """Files beneath a folder. Names are relative, with slashes. Raises DamagedError, naming what is
     there, for anything that is not a regular file, or is behind a link; OSError with the whole
@@ -61,20 +77,20 @@ class Beneath:
 
     __del__ = close
 
-    @contextmanager
-    def telling(self, name: str, doing: str = "read") -> Iterator[None]:
+    def telling(self, name: str, doing: str = "read") -> "_Telling":
         """Name the file in errors, and tell damage from what else may be wrong."""
-        try:
-            yield
-        except OSError as error:
-            path = self.root / name
-            if error.errno is None or error.filename == str(self.root):
-                raise
-            if error.errno in _FOREIGN:
-                raise DamagedError(f"{path} {self._strange(name)}", _HINT) from None
-            if doing == "read" and error.errno in _UNREADABLE:
-                raise UnreadableError(f"{path} cannot be read: {error.strerror}") from None
-            raise OSError(error.errno, error.strerror, str(path)) from None
+        return _Telling(self, name, doing)
+
+    def tell(self, error: OSError, name: str, doing: str) -> None:
+        """Raise in place of an error what is to be said of it, if that is anything else."""
+        path = self.root / name
+        if error.errno is None or error.filename == str(self.root):
+            return
+        if error.errno in _FOREIGN:
+            raise DamagedError(f"{path} {self._strange(name)}", _HINT) from None
+        if doing == "read" and error.errno in _UNREADABLE:
+            raise UnreadableError(f"{path} cannot be read: {error.strerror}") from None
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
     def _strange(self, name: str) -> str:
         """What keeps a name from being that of a regular file beneath, for people."""

@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 
+from backup_vm import stopping
 from backup_vm.terminal import interrupts
 
 
@@ -19,8 +20,13 @@ def test_a_signal_when_the_command_is_done_interrupts_nothing() -> None:
     with mock.patch.object(os, "close", closing), interrupts.handled(process=False):
         pass
     assert interrupts.came()
+    stopping.check()  # nothing that comes after it in this process is to stop
 
 
 def test_a_signal_meanwhile_interrupts_it() -> None:
     with pytest.raises(interrupts.Stop), interrupts.handled(process=False):
-        signal.raise_signal(signal.SIGTERM)
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # which leaves no grace
+    stopping.check()
