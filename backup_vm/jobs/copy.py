@@ -8,7 +8,7 @@ being copied: what builds on it is stored as a full one.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,6 @@ from backup_vm.archive import (
     name_index,
     notes,
     noting,
-    packs,
     parameters,
     sessions,
 )
@@ -31,15 +30,10 @@ from backup_vm.archive.packs import PackReader
 from backup_vm.archive.prune import prune
 from backup_vm.archive.sessions import Session
 from backup_vm.archive.storage import is_remote, open_storage
-from backup_vm.errors import (
-    DamagedError,
-    NoArchiveError,
-    RemovedError,
-    SparsebakError,
-    UnreadableError,
-)
+from backup_vm.errors import DamagedError, NoArchiveError, RemovedError, SparsebakError
 from backup_vm.jobs.copy_session import Sender
 from backup_vm.jobs.guard import Guard, Watch
+from backup_vm.jobs.reading_back import read_back
 from backup_vm.terminal.progress import Progress
 from wire.chunks import Keys
 
@@ -264,7 +258,7 @@ class _Run:
             writer.close()
             self._progress.stop()
         done.failed += [*map(str, source.damaged.values()), *source.missing()]
-        self._read_back(before)
+        done.failed += read_back(target, set(target.pack_files()) - before, self._sent)
 
     def _send_steadily(self, sender: Sender, session: Session) -> None:
         """Send a session as it is here now: another machine may merge others into it meanwhile."""
@@ -283,54 +277,6 @@ class _Run:
         self._whole.add(session.file)
         self._sent.append(session)
         self.done.sessions += 1
-
-    def _read_back(self, before: set[str]) -> None:
-        """Read what was written; what is damaged is to be sent again, and no later session builds
-        on it. What could not be read may be there all the same: the catalog lists it still, and
-        whoever opens the copy looks at its pack again.
-        """
-        target, bad, unread = self._target, list[tuple[str, int]](), list[str]()
-        with PackReader(target.storage) as reader:
-            for name in sorted(set(target.pack_files()) - before):
-                try:
-                    for offset in self._damaged_in(reader, name):
-                        bad.append((name, offset))
-                except UnreadableError as error:
-                    self.done.failed.append(str(error))
-                    unread.append(name)
-        if not bad and not unread:
-            return
-        catalog = target.catalog
-        catalog.begin()
-        catalog.add_rotten(bad)
-        catalog.doubt_packs(unread)
-        catalog.add_spoilt(session.file for session in self._sent)
-        for volume in {session.volume for session in self._sent}:
-            catalog.marks.compare(volume)
-        catalog.commit()
-        noting.note_rotten(target.storage, {*unread, *(name for name, _ in bad)})
-
-    def _damaged_in(self, reader: PackReader, name: str) -> Iterator[int]:
-        """Offsets in a pack of the copy where there is damage, after a line about it; 0 for its
-        index. Raise UnreadableError.
-        """
-        target = self._target
-        try:
-            entries = packs.read_index(target.storage, name, target.parameters.archive)
-        except UnreadableError:
-            raise
-        except DamagedError as error:
-            self.done.failed.append(str(error))
-            yield 0
-            return
-        for entry in entries:
-            try:
-                reader.read(name, entry.id, entry.offset, entry.length)
-            except UnreadableError:
-                raise
-            except DamagedError as error:
-                self.done.failed.append(str(error))
-                yield entry.offset
 
     def remove(self) -> None:
         """Remove from the copy what the source has not; nothing if it may only be lost there."""
