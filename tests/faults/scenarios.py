@@ -323,8 +323,8 @@ SCENARIOS = (
     Scenario("List", action=list_volumes, where=STATE),
     Scenario("Snapshot", action=snapshot, where=STATE, once=True),
     Scenario("Snapshot, pool", action=snapshot, where=POOL, once=True),
-    Scenario("Extract", action=extract, where=STATE, prepare=died_at("extract")),
-    # A snapshot that cannot be read gives its session up; the next backup begins another one.
+    # With a state or a snapshot that cannot be read its session is lost; a backup begins another one.
+    Scenario("Extract", action=extract, where=STATE, prepare=died_at("extract"), again=(0, 5)),
     Scenario("Extract, pool", action=extract, where=POOL, prepare=died_at("extract"), again=(0, 5)),
     Scenario("Commit", action=commit, where=STATE, prepare=died_at("ask_commit"), once=True),
     Scenario("Commit, pool", action=commit, where=POOL, prepare=died_at("ask_commit"), once=True),
