@@ -57,6 +57,10 @@ class DamagedError(SparsebakError):
     code = Exit.DAMAGED
 
 
+class UnreadableError(DamagedError):
+    """Something in the archive cannot be read: perhaps only now."""
+
+
 class AgentError(SparsebakError):
     """The agent refused, or cannot be reached."""
 

@@ -21,6 +21,10 @@ takes these values over. See holding.py and marks.py.
 LOST = "lost:"
 """Begins the keys of what ``losses`` remembers by volume, which is taken over, too."""
 _SEEN = "seen:"
+UNREADABLE = -2
+"""In place of its size: a session or a pack that could not be read is looked at again whenever the
+archive is opened, for no file has this size.
+"""
 _LONGEST = 1 << 20
 """Bytes of a row, of which those that are written here have some hundred."""
 BY_PACK = "CREATE INDEX chunks_by_pack ON chunks (pack)"
@@ -230,9 +234,25 @@ class CatalogBase:
         """For which packs it was made: sizes by name."""
         return dict(self._db.execute("SELECT name, size FROM packs"))
 
+    def doubt_packs(self, names: Iterable[str]) -> None:
+        """It is not made for these packs, which could not be read: whoever opens it looks at them
+        again.
+        """
+        self.set_sizes(dict.fromkeys(names, UNREADABLE))
+
+    def set_sizes(self, sizes: Mapping[str, int]) -> None:
+        """It is made for these packs as they are: sizes by name."""
+        rows = ((size, name) for name, size in sizes.items())
+        self._db.executemany("UPDATE packs SET size=? WHERE name=?", rows)
+
+    def doubted_packs(self) -> tuple[str, ...]:
+        """Names of such packs."""
+        found = self._db.execute("SELECT name FROM packs WHERE size=?", (UNREADABLE,))
+        return tuple(name for (name,) in found)
+
     def pack_bytes(self) -> int:
         """Bytes of all packs, about: sizes that are no file's could not be added up as integers."""
-        return int(self._db.execute("SELECT total(size) FROM packs").fetchone()[0])
+        return int(self._db.execute("SELECT total(size) FROM packs WHERE size > 0").fetchone()[0])
 
     def files(self) -> dict[str, int]:
         """For which sessions and partial sessions it was made: sizes by name."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from backup_vm.archive.storage import Files
-from backup_vm.errors import DamagedError
+from backup_vm.errors import DamagedError, UnreadableError
 
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """Errors that say something of this process, and nothing of the file."""
@@ -24,8 +24,8 @@ def text_checksum(body: bytes) -> str:
 
 @contextmanager
 def damage(files: Files, name: str, hint: str = "run: sparsebak scrub") -> Iterator[None]:
-    """Whatever keeps the file from being read (missing, EIO, no permission) becomes a DamagedError
-    that names it.
+    """Whatever keeps the file from being read becomes an error that names it: a DamagedError where
+    it is missing, an UnreadableError else (EIO, no permission).
     """
     try:
         yield
@@ -34,7 +34,7 @@ def damage(files: Files, name: str, hint: str = "run: sparsebak scrub") -> Itera
     except OSError as error:
         if error.errno in _OURS:
             raise
-        raise DamagedError(
+        raise UnreadableError(
             f"{files.describe(name)} cannot be read: {error.strerror or error}", hint
         ) from None
 

@@ -12,11 +12,12 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from backup_vm.archive import catalog_file, naming, packs, references, sessions
 from backup_vm.archive.catalog import ChunkCatalog
+from backup_vm.archive.catalog_base import UNREADABLE
 from backup_vm.archive.catalog_file import GATHERED
 from backup_vm.archive.holes import holes, may_have_holes
 from backup_vm.archive.image import split
 from backup_vm.archive.storage import TEMPORARY
-from backup_vm.errors import DamagedError
+from backup_vm.errors import DamagedError, UnreadableError
 from wire.chunks import ZERO_ID
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 class Doubts(NamedTuple):
     """What packs may not hold although their indexes say so: places that were found ``rotten``
-    (pack and offset), and ``packs`` of which only that is known that they have such places.
+    (pack and offset), and ``packs`` of which only that is known that they have such places, or
+    that they could not be read.
 
     ``unlisted``: a file of ids that the catalog did not list before. A session that was put back
     may need what was given back since; where the pack was copied since, no hole tells.
@@ -118,7 +120,7 @@ def _derived(
     doubts: Doubts,
     gathering: "Gathering",
 ) -> tuple[ChunkCatalog, dict[str, int]]:
-    _gather(archive, names, gathering)
+    unread = _gather(archive, names, gathering)
     files = references.files(archive)
     numbers = {name: number for number, name in enumerate(files)}
     for name, column in columns(archive, files):
@@ -127,7 +129,8 @@ def _derived(
     catalog = ChunkCatalog.create(path, archive.parameters.archive)
     try:
         for name in sorted(names):
-            catalog.add_pack(name, names[name], gathering.packs[name][0])
+            size = UNREADABLE if name in unread else names[name]
+            catalog.add_pack(name, size, gathering.packs[name][0])
         lacking = _fill(archive, catalog, gathering, files)
         out = leave_out(archive, catalog, doubts)
         out += forget_holes(archive, catalog, catalog.packs())
@@ -168,12 +171,17 @@ def _fill(
     return lacking
 
 
-def _gather(archive: "Archive", names: Mapping[str, int], gathering: "Gathering") -> None:
+def _gather(archive: "Archive", names: Mapping[str, int], gathering: "Gathering") -> set[str]:
+    """Read what packs hold; returns the names of those that could not be read."""
+    unread = set[str]()
     left = [name for name in sorted(names) if name not in gathering.packs]
     for name, index in packs.indexes(archive.storage, left, archive.parameters.archive):
         indexed = not isinstance(index, Exception)
+        if isinstance(index, UnreadableError):
+            unread.add(name)
         gathering.add_pack(name, names[name], _entries(archive, name, index), indexed)
     gathering.keep()
+    return unread
 
 
 def drop_unreferenced(archive: "Archive", catalog: ChunkCatalog) -> dict[str, int]:
@@ -247,8 +255,10 @@ def columns(archive: "Archive", names: Iterable[str]) -> "Iterator[tuple[str, Id
 
 
 def index_pack(archive: "Archive", catalog: ChunkCatalog, name: str, size: int) -> None:
-    """Read a pack in."""
+    """Read a pack in; one that cannot be read is looked at again at the next opening."""
     ((_, index),) = packs.indexes(archive.storage, [name], archive.parameters.archive)
+    if isinstance(index, UnreadableError):
+        size = UNREADABLE
     number, entries = catalog.add_pack(name, size), _entries(archive, name, index)
     twice = set(catalog.add_all(number, [(e.id, e.offset, e.length) for e in entries]))
     names = catalog.packs() if twice else {}
@@ -323,13 +333,17 @@ def _sound(reader: packs.PackReader, name: str, entry: packs.Packed) -> bool:
 
 
 def forget_holes(archive: "Archive", catalog: ChunkCatalog, suspects: dict[int, str]) -> int:
-    """Take out what is in holes of these packs; returns how many chunks."""
-    forgotten = 0
+    """Take out what is in holes of these packs; returns how many chunks. Packs that cannot be read
+    are looked at again at the next opening.
+    """
+    forgotten, unread = 0, set[str]()
     for number, name in suspects.items():
         if not may_have_holes(archive, name):
             continue
         entries = [packs.Packed(*row, b"") for row in catalog.chunks_in(number)]
-        gone = [e.id for e, h in zip(entries, holes(archive, name, entries), strict=True) if h]
+        hollow = holes(archive, name, entries, unread)
+        gone = [e.id for e, h in zip(entries, hollow, strict=True) if h]
         catalog.remove(*gone)
         forgotten += len(gone)
+    catalog.doubt_packs(unread)
     return forgotten

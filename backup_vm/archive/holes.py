@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from backup_vm.archive import packs
 from backup_vm.archive.packs import Packed
-from backup_vm.errors import DamagedError
+from backup_vm.errors import DamagedError, UnreadableError
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
@@ -26,18 +26,26 @@ def has_block(entry: Packed) -> bool:
     return -entry.offset % BLOCK + BLOCK <= entry.length
 
 
-def holes(archive: "Archive", name: str, entries: Iterable[Packed]) -> Iterator[bool]:
+def holes(
+    archive: "Archive", name: str, entries: Iterable[Packed], unread: set[str] | None = None
+) -> Iterator[bool]:
     """Of each entry, whether its space was given back: a hole, where the random salt of a sealed
     chunk would be.
 
-    What cannot be read counts as a hole: it is of as little use.
+    What cannot be read counts as a hole: it is of as little use now. Its pack is added to those
+    ``unread``.
     """
     if not may_have_holes(archive, name):
         yield from (False for _ in entries)
         return
     with packs.PackReader(archive.storage) as reader:
         for one in entries:
-            yield reader.hollow(name, one)
+            try:
+                yield reader.hollow(name, one)
+            except UnreadableError:
+                if unread is not None:
+                    unread.add(name)
+                yield True
 
 
 def may_have_holes(archive: "Archive", name: str) -> bool:

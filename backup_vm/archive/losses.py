@@ -9,17 +9,13 @@ from typing import TYPE_CHECKING
 
 from backup_vm.archive import derive, naming
 from backup_vm.archive.catalog import ChunkCatalog
-from backup_vm.archive.catalog_base import LOST
+from backup_vm.archive.catalog_base import LOST, UNREADABLE
 from backup_vm.archive.listing import Listing
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
     from backup_vm.archive.sessions import Session
 
-UNREADABLE = -2
-"""In place of its size: a session that could not be read is looked at again whenever the archive is
-opened.
-"""
 _NAMED = 3
 
 

@@ -29,8 +29,8 @@ from backup_vm.archive.names_format import (
     SegmentHead,
 )
 from backup_vm.archive.sessions import SUFFIX as SESSION
-from backup_vm.archive.storage import Storage
-from backup_vm.errors import DamagedError
+from backup_vm.archive.storage import UNSEEN, Storage
+from backup_vm.errors import DamagedError, UnreadableError
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
@@ -115,7 +115,12 @@ def load(storage: Storage, name: str, archive: bytes) -> NameFile:
 
 def load_all(storage: Storage, volume: str, archive: bytes) -> Iterator[NameFile | DamagedError]:
     """All indexes of a volume, without those that another machine removes meanwhile."""
-    names = names_in(storage, volume)
+    return _load_each(storage, names_in(storage, volume), archive)
+
+
+def _load_each(
+    storage: Storage, names: list[str], archive: bytes
+) -> Iterator[NameFile | DamagedError]:
     with suppress(FileNotFoundError):
         storage.fetch(names)
     for name in names:
@@ -219,12 +224,21 @@ def clean(archive: "Archive") -> None:
 
 def copy(source: "Archive", target: "Archive") -> Iterator[str]:
     """Give a copy the indexes that it lacks, of the sessions that it has; yields what is damaged
-    here. What another machine moves meanwhile is left to the next copy.
+    here, or cannot be listed. What another machine moves meanwhile is left to the next copy.
     """
-    own, wanted = source.parameters.archive, set(map(of_session, target.session_files()))
-    lacking = wanted.intersection(names_in(source.storage)).difference(names_in(target.storage))
+    own = source.parameters.archive
+    ours, theirs = (one.storage.names("volumes", "") for one in (source, target))
+    for archive, listed in ((source, ours), (target, theirs)):
+        for name in listed:
+            if name.endswith(UNSEEN):
+                folder = archive.storage.describe(name.rpartition("/")[0])
+                yield f"{folder} cannot be read: indexes of names were not copied"
+    wanted = set(map(of_session, filter(naming.is_session, theirs)))
+    indexes = list(filter(naming.is_names, ours))
+    lacking = wanted.intersection(indexes).difference(theirs)
     for volume in sorted(set(map(naming.volume_of, lacking))):
-        loaded = list(load_all(source.storage, volume, own))
+        mine = [name for name in indexes if naming.volume_of(name) == volume]
+        loaded = list(_load_each(source.storage, mine, own))
         yield from (str(one) for one in loaded if isinstance(one, DamagedError))
         found = [one for one in loaded if isinstance(one, NameFile)]
         here = {one.id: one for one in found}
@@ -254,16 +268,24 @@ def _send(source: "Archive", target: "Archive", one: NameFile, here: dict[bytes,
         if _there(source.storage, own, segments):
             raise
         return False
-    if not _there(source.storage, own, segments):  # some of it was read elsewhere
+    try:
+        whole = _there(source.storage, own, segments)
+    except DamagedError:
         target.storage.remove(one.name)
-        return False
-    return True
+        raise
+    if not whole:  # some of it was read elsewhere
+        target.storage.remove(one.name)
+    return whole
 
 
 def _there(storage: Storage, archive: bytes, segments: list[Segment]) -> bool:
-    """Whether segments are where they were: another machine may have handed them on."""
+    """Whether segments are where they were: another machine may have handed them on. Raise
+    UnreadableError where nobody can tell.
+    """
     try:
         now = [load(storage, name, archive) for name in {one.file for one in segments}]
+    except UnreadableError:
+        raise
     except DamagedError:
         return False
     return {one for file in now for one in file.segments}.issuperset(segments)

@@ -23,7 +23,7 @@ from backup_vm.archive.format import (
 )
 from backup_vm.archive.readers import Readers
 from backup_vm.archive.storage import Reader, Storage
-from backup_vm.errors import DamagedError
+from backup_vm.errors import DamagedError, UnreadableError
 from common.pipeline import in_order
 from wire import CHUNK_SIZES
 from wire.messages import largest_frame
@@ -140,11 +140,13 @@ class PackReader:
         return DamagedError(f"{where} (chunk {chunk_id.hex()[:16]})", "run: sparsebak scrub")
 
     def hollow(self, name: str, entry: Packed) -> bool:
-        """Whether there is a hole, or nothing that can be read, where an entry says."""
+        """Whether there is a hole, or nothing, where an entry says. Raise UnreadableError."""
         try:
             with self._lock, damage(self._storage, name):
                 # The salt of a sealed chunk is 16 random bytes: zeros there are a hole.
                 return not any(self._readers.of(name).read(entry.offset, min(SALT, entry.length)))
+        except UnreadableError:
+            raise
         except DamagedError:
             return True
 

@@ -15,6 +15,8 @@ The store, against the catalog, and what is done:
   listed,
 - it has other packs: those that are gone (or have another size) leave the catalog, new ones are
   read in; if they are many, and most of what there is, all of it is rebuilt,
+- it has packs that could not be read: they are read in again, by a writer every chunk of them, and
+  what cannot be read then either is damage,
 - it lacks sessions that the catalog was made for: what no session refers to any more leaves it, and
   what may be in a hole is looked at,
 - a chunk is listed nowhere: all of it is rebuilt from the packs' own indexes.
@@ -170,7 +172,9 @@ def _reconciled(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> Chun
     if now.packs == then.packs and not fewer and not amidst and _added(archive, catalog, now):
         return catalog
     gone, new = then.packs.items() - now.packs.items(), now.packs.items() - then.packs.items()
-    missing = [name for name, _ in gone]
+    doubted = catalog.doubted_packs()
+    dropped = [name for name, _ in gone]
+    missing = [name for name in dropped if name not in doubted or name not in now.packs]
     if len(new) > max(len(then.packs), MANY):
         known = Remembered.of(catalog)
         catalog.close()
@@ -178,7 +182,11 @@ def _reconciled(archive: "Archive", catalog: ChunkCatalog, now: Listing) -> Chun
     catalog.begin()
     # What a session that is gone had named may be in a hole by now, in any pack.
     everywhere = bool(fewer) or amidst
-    lacking = _packs_followed(archive, catalog, missing, dict(new), everywhere)
+    doubts = derive.Doubts(packs=doubted)
+    if not archive.writing:  # what it reads it checks, and need not read all of a pack for
+        known_bad = (place for place in catalog.rotten() if place[0] in doubted)
+        doubts = derive.Doubts(tuple(known_bad))
+    lacking = _packs_followed(archive, catalog, dropped, dict(new), everywhere, doubts)
     if lacking - catalog.spoilt():  # listed nowhere, or only in a pack that was thought to be dead
         with closing(derive.unlisted(archive, catalog, sorted(lacking))) as unlisted:
             catalog.rollback()
@@ -214,9 +222,11 @@ def _packs_followed(
     gone: Sequence[str],
     new: Mapping[str, int],
     everywhere: bool,
+    doubts: derive.Doubts,
 ) -> set[str]:
-    """Take packs out of the catalog and others in, and look for holes in these, or ``everywhere``;
-    not committed. Returns the session files that lack chunks then.
+    """Take packs out of the catalog and others in, without what is found wrong of the ``doubts``,
+    and look for holes in these, or ``everywhere``; not committed. Returns the session files that
+    lack chunks then.
     """
     numbers = {name: number for number, name in catalog.packs().items()}
     for name in gone:
@@ -225,7 +235,12 @@ def _packs_followed(
         derive.index_pack(archive, catalog, name, size)
     found = derive.drop_unreferenced(archive, catalog)
     suspects = catalog.packs() if everywhere else {catalog.number(name): name for name in new}
-    if suspects and derive.forget_holes(archive, catalog, suspects):
+    out = derive.leave_out(archive, catalog, doubts)
+    if suspects:
+        out += derive.forget_holes(archive, catalog, suspects)
+    # What cannot be read now either is damage: it does not make every opening slow.
+    catalog.set_sizes({name: new[name] for name in doubts.packs if name in new})
+    if out:
         found = derive.lacking_in(archive, catalog, archive.session_files())
     return {name for name, count in found.items() if count}
 

@@ -33,6 +33,7 @@ class Remembered(NamedTuple):
     compare: tuple[str, ...] = ()
     rotten: tuple[tuple[str, int], ...] = ()
     lasting: tuple[tuple[str, str], ...] = ()
+    doubted: tuple[str, ...] = ()
     entire: bool = False
     """Whether that is all of it: else what a scrub noted is looked at again."""
 
@@ -46,6 +47,7 @@ class Remembered(NamedTuple):
             "spoilt": lambda: frozenset(catalog.spoilt()),
             "compare": lambda: tuple(catalog.marks.to_compare()),
             "rotten": lambda: tuple(catalog.rotten()),
+            "doubted": catalog.doubted_packs,
         }
         found: dict[str, Any] = {}
         for name, read in reads.items():
@@ -58,7 +60,7 @@ class Remembered(NamedTuple):
         through of which scrubs noted it. ``unlisted``: see derive.Doubts.
         """
         packs = () if self.entire else self._noted(archive)
-        return derive.Doubts(self.rotten, packs, unlisted)
+        return derive.Doubts(self.rotten, (*self.doubted, *packs), unlisted)
 
     def _noted(self, archive: "Archive") -> tuple[str, ...]:
         """Packs that scrubs noted to have places that are damaged."""

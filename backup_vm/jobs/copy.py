@@ -18,7 +18,6 @@ from backup_vm.archive import (
     name_index,
     notes,
     noting,
-    packs,
     parameters,
     sessions,
 )
@@ -34,6 +33,7 @@ from backup_vm.archive.storage import is_remote, open_storage
 from backup_vm.errors import DamagedError, NoArchiveError, RemovedError, SparsebakError
 from backup_vm.jobs.copy_session import Sender
 from backup_vm.jobs.guard import Guard, Watch
+from backup_vm.jobs.reading_back import read_back
 from backup_vm.terminal.progress import Progress
 from wire.chunks import Keys
 
@@ -258,7 +258,7 @@ class _Run:
             writer.close()
             self._progress.stop()
         done.failed += [*map(str, source.damaged.values()), *source.missing()]
-        self._read_back(before)
+        done.failed += read_back(target, set(target.pack_files()) - before, self._sent)
 
     def _send_steadily(self, sender: Sender, session: Session) -> None:
         """Send a session as it is here now: another machine may merge others into it meanwhile."""
@@ -277,31 +277,6 @@ class _Run:
         self._whole.add(session.file)
         self._sent.append(session)
         self.done.sessions += 1
-
-    def _read_back(self, before: set[str]) -> None:
-        """Read what was written; what is damaged is to be sent again, and no later session builds
-        on it.
-        """
-        target, bad = self._target, list[tuple[str, int]]()
-        with PackReader(target.storage) as reader:
-            for name in sorted(set(target.pack_files()) - before):
-                try:
-                    entries = packs.read_index(target.storage, name, target.parameters.archive)
-                except DamagedError as error:
-                    self.done.failed.append(str(error))
-                    entries = []
-                    bad.append((name, 0))
-                for entry in entries:
-                    if not reader.sound(name, entry):
-                        where = f"{target.storage.describe(name)} is damaged at byte {entry.offset}"
-                        self.done.failed.append(where)
-                        bad.append((name, entry.offset))
-        if bad:
-            target.catalog.add_rotten(bad)
-            noting.note_rotten(target.storage, {name for name, _ in bad})
-            target.catalog.add_spoilt(session.file for session in self._sent)
-            for volume in {session.volume for session in self._sent}:
-                target.catalog.marks.compare(volume)
 
     def remove(self) -> None:
         """Remove from the copy what the source has not; nothing if it may only be lost there."""

@@ -5,6 +5,7 @@ whatever became of them.
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import pytest
 
 from backup_vm import cli
 from backup_vm.archive import name_index
+from backup_vm.archive.archive import Archive
 from backup_vm.archive.name_index import NO_SEGMENT, NameFile
 from backup_vm.archive.opening import open_archive
 from backup_vm.archive.prune import prune
+from backup_vm.archive.storage.beneath import Beneath
+from backup_vm.errors import DamagedError
 from backup_vm.jobs import indexing
 from backup_vm.terminal.text import size_text
 from tests.files.indexed import STATES, Indexed, Listed, filled
@@ -210,6 +214,32 @@ def test_a_copy_has_the_indexes_of_its_sessions(
     unread.clear()
     indexed.found("--name", "*.txt", *there)
     assert not unread and indexed.json("scrub", *there)["damaged"] == []
+
+
+@pytest.mark.parametrize("place", ["archive", "copy"])
+def test_indexes_of_a_folder_that_cannot_be_listed_are_not_taken_for_copied(
+    indexed: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """As they are to be copied, and only then: the next copy has them."""
+    copy, entries, now = tmp_path / "copy", Beneath.entries, name_index.copy
+
+    def failing(self: Beneath, folder: str) -> list[tuple[str, bool]]:
+        if self.root.name == place and folder.startswith("volumes/"):
+            raise DamagedError(f"{folder} cannot be read")
+        return entries(self, folder)
+
+    def failing_now(source: Archive, target: Archive) -> Iterator[str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(Beneath, "entries", failing)
+            yield from now(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(name_index, "copy", failing_now)
+        said = indexed.run("copy", str(copy), expect=4)[1]
+    assert "indexes of names were not copied" in said and not [*copy.rglob("*.names")]
+    indexed.run("copy", str(copy))
+    found = {folder: len([*folder.rglob("*.names")]) for folder in (copy, indexed.site.archive)}
+    assert found[copy] == found[indexed.site.archive] > 0
 
 
 def test_one_of_another_partition_is_not_used(plain: Indexed, unread: list[str]) -> None:

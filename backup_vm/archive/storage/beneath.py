@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from backup_vm.errors import DamagedError
+from backup_vm.errors import DamagedError, UnreadableError
 from common.durable import UNREADABLE, sync_directory_fd
 
 _FOREIGN = frozenset({errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENOTDIR, errno.ENODEV})
@@ -89,7 +89,7 @@ class Beneath:
         if error.errno in _FOREIGN:
             raise DamagedError(f"{path} {self._strange(name)}", _HINT) from None
         if doing == "read" and error.errno in _UNREADABLE:
-            raise DamagedError(f"{path} cannot be read: {error.strerror}") from None
+            raise UnreadableError(f"{path} cannot be read: {error.strerror}") from None
         raise OSError(error.errno, error.strerror, str(path)) from None
 
     def _strange(self, name: str) -> str:
