@@ -6,7 +6,7 @@ import re
 import sys
 import time as _time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 _SESSION = re.compile(r"\d{8}-\d{6}", re.ASCII)
 
@@ -51,6 +51,13 @@ def session_names(sessions: Iterable[tuple[int, bytes]]) -> dict[bytes, str]:
         id: session_name(time) + (f"-{id[:4].hex()}" if often[time] > 1 else "")
         for id, time in found.items()
     }
+
+
+def sessions_meant(names: Mapping[bytes, str], wanted: str) -> set[bytes]:
+    """Ids of those sessions whose name begins so, or whose id that is, in hexadecimal; ``names`` as
+    session_names gives them.
+    """
+    return {id for id, name in names.items() if name.startswith(wanted) or id.hex() == wanted}
 
 
 def is_session_name(text: str) -> bool:

@@ -17,6 +17,7 @@ from backup_vm.terminal import output
 from backup_vm.terminal.progress import Progress
 from backup_vm.unsealing import read_grant
 from common.image_writer import ImageWriter
+from common.text import sessions_meant
 from wire.grants import Grant
 from wire.names import BadName, parse_name
 from wire.open_chunks import SealedChunk
@@ -45,7 +46,7 @@ class Granted:
         if wanted == "latest":
             return self.records[-1:]
         names = self.grant.names
-        fits = {id for id, name in names.items() if name.startswith(wanted) or id.hex() == wanted}
+        fits = sessions_meant(names, wanted)
         if not wanted or len(fits) != 1:
             how_many = f"{len(fits)} sessions" if len(fits) > 1 else "no session"
             raise WrongKeyError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from subprocess import DEVNULL, PIPE
 from typing import IO, Any
 
-from common.text import session_name, session_names
+from common.text import session_name, session_names, sessions_meant
 from dom0_agent.catalog import CONFIG, SETTINGS, dedup_domain
 from dom0_agent.config import Config
 from dom0_agent.keyring import ArchiveKey, Keyring
@@ -201,7 +201,7 @@ def _of_the_volume(of: Granted, untrusted_records: Sequence[bytes]) -> list[tupl
 
 def _named(of: Granted, found: list[tuple[Clear, bytes]], wanted: str) -> bytes:
     names = session_names((clear.time, clear.session) for clear, _ in found)
-    fits = {id for id, name in names.items() if name.startswith(wanted) or id.hex() == wanted}
+    fits = sessions_meant(names, wanted)
     fitting = [raw for clear, raw in found if clear.session in fits]
     if not wanted or len(fitting) != 1:
         how_many = f"{len(fitting)} sessions" if len(fitting) > 1 else "no session"
