@@ -6,6 +6,7 @@ now, and can be again afterwards.
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,21 @@ def stored(built: Path, tmp_path: Path) -> Site:
     """A copy."""
     shutil.copytree(built, tmp_path / "site")
     return Site(tmp_path / "site", volumes=VOLUMES, make=False)
+
+
+@contextmanager
+def _unreadable(monkeypatch: pytest.MonkeyPatch, doomed: str) -> Iterator[None]:
+    """A session file cannot be read meanwhile."""
+    load = sessions.load
+
+    def failing(storage: Any, name: str) -> Session:
+        if name == doomed:
+            raise DamagedError(f"{name} cannot be read")
+        return load(storage, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sessions, "load", failing)
+        yield
 
 
 def _series(archive: Archive) -> list[list[Session]]:
@@ -171,19 +187,10 @@ def test_a_session_that_cannot_be_read_as_its_volume_is_removed(
     stored: Site, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
     """It goes, and what it named is given back, too."""
-    load = sessions.load
-
     with stored.open(True) as archive:
         first, _ = _series(archive)
         doomed = first[place].file
-
-        def failing(storage: Any, name: str) -> Session:
-            if name == doomed:
-                raise DamagedError(f"{name} cannot be read")
-            return load(storage, name)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(sessions, "load", failing)
+        with _unreadable(monkeypatch, doomed):
             prune(archive, first, {first[0].volume})
         assert not {session.file for session in first} & set(archive.session_files())
     _whole(stored)
@@ -192,19 +199,10 @@ def test_a_session_that_cannot_be_read_as_its_volume_is_removed(
 def test_a_session_that_cannot_be_read_as_it_is_removed_is_named(
     stored: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = sessions.load
-
     with stored.open(True) as archive:
         first, other = _series(archive)
         doomed = first[-1].file
-
-        def failing(storage: Any, name: str) -> Session:
-            if name == doomed:
-                raise DamagedError(f"{name} cannot be read")
-            return load(storage, name)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(sessions, "load", failing)
+        with _unreadable(monkeypatch, doomed):
             done = prune(archive, [first[-1], other[-1]])
         assert [line for line in done.refused if doomed in line]
         assert doomed in archive.session_files()

@@ -8,12 +8,12 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import full_disk
 from tests.commands import Commands
 from tests.faultfs import WRITING, Fault, FaultFS
 from tests.kit import GRAIN, Site, fill
@@ -69,14 +69,11 @@ def test_checks_that_cannot_be_noted_say_so(
     out, said = commands.run("copy", str(tmp_path / "copy"), "--json")
     assert json.loads(out)["noted"] is False and "that there is a copy" in said
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
-    with open(disk / "filler", "wb") as filler, suppress(OSError):
-        while True:
-            filler.write(bytes(4096))
-            filler.flush()
+    full_disk.fill(disk)
     say_so(checks[:-1])
     assert commands.fails(1, "import", str(exported)).startswith(f"sparsebak: {site.archive}: No ")
     assert commands.json("scrub")["noted"] is True, "it has room of its own"
-    (disk / "filler").unlink()
+    full_disk.empty(disk)
     for words in checks:
         out, said = commands.run(*words, "--json")
         assert json.loads(out)["noted"] is True and "noted" not in said

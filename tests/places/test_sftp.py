@@ -87,16 +87,13 @@ def test_a_full_server(tmp_path: Path, disk: Path, lacking: str) -> None:
         life.init()
         life.does("backup")
         first = life.site.contents()
-        with open(disk / "ballast", "wb") as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(1 << 16))
-                file.flush()
+        fill(disk)
         life.site.image().write_bytes(first + os.urandom(8 << 20))
         life.refuses(
             1, "disk is (likely )?full|is full", "backup", "--ignore-free-space", within=30
         )
         assert life.assembled("latest") == first
-        (disk / "ballast").unlink()
+        empty(disk)
         life.does("backup")
         assert life.assembled("latest") == life.site.contents()
         life.does("scrub")
