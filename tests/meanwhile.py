@@ -261,6 +261,22 @@ def judge(scene: Scene, one: Reading, code: int, out: str, err: str) -> None:
     assert err.count("\n") <= 1 and "Traceback" not in err, err
 
 
+def arrives(kept: Path, place: Path) -> None:
+    """A session file that another machine stores is there; its packs were before."""
+    shutil.copy2(kept, place.with_suffix(".new"))
+    place.with_suffix(".new").rename(place)
+
+
+def judge_addition(one: Reading, code: int, out: str, err: str) -> None:
+    """After another machine has stored the newest session: it is there, or was not yet."""
+    said = [line for line in err.splitlines() if "it has been rebuilt" not in line]
+    if code == 1:
+        assert one.wanted == 5 and "has no session" in err, err
+    else:
+        assert code == 0, (one.name, code, out, err)
+        assert not said, err
+
+
 def loses(place: Path, session: int) -> None:
     """A session file gets lost, by itself, on which others build or, of the newest one, none."""
     (place / series(place)[session].file).unlink()

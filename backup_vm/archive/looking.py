@@ -40,8 +40,8 @@ class Looking:
         """How often the archive was looked at again, because another machine had changed it."""
         self._seen: dict[str, Session | None] = {}
         """Session files that were read since, None where one could not be."""
-        self._packs: dict[str, int] | None = None
-        """Packs and their sizes when the catalog was opened."""
+        self._listed: Listing | None = None
+        """What there was when the catalog was opened."""
         self._series: dict[str, list[Session]] = {}
         self._said: list[str] = []
         self._aside = self._amid = False
@@ -105,18 +105,22 @@ class Looking:
 
     def _start_over(self) -> None:
         self.count += 1
-        self._seen, self._series, self._packs = {}, {}, None
+        self._seen, self._series, self._listed = {}, {}, None
         for line in self._said:
             self._archive.warnings.remove(line)
         self._said = []
 
     def _changed(self) -> bool:
         """Whether packs are others, or a session that was read is gone or another file. Sessions
-        that were added do not matter.
+        that were added matter only when they were read: the catalog may lack their chunks, also of
+        packs that it knows, from which it takes only what some session listed then.
         """
         storage = self._archive.storage
         storage.refresh()
-        if self._packs is not None and Listing.of(storage).packs != self._packs:
+        if self._listed is not None and (
+            Listing.of(storage).packs != self._listed.packs
+            or any(name not in self._listed.files for name in self._seen)
+        ):
             return True
         sizes = storage.sizes("volumes")
         if any(one is not None and sizes.get(n) != one.file_size for n, one in self._seen.items()):
@@ -146,7 +150,7 @@ class Looking:
         with self._lock:
             for left in reversed(range(LOOKS)):
                 warned, now = len(archive.warnings), Listing.of(archive.storage)
-                self._packs, self._amid = now.packs, True
+                self._listed, self._amid = now, True
                 try:
                     catalog = reconcile.open_catalog(archive, now, aside)
                 finally:

@@ -9,8 +9,10 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,7 @@ from backup_vm.archive.packs import PackReader
 from backup_vm.archive.storage.local import LocalStorage
 from backup_vm.archive.storage.workspace import LocalWorkspace
 from backup_vm.errors import DamagedError, Exit, LockedError
+from backup_vm.jobs import copy
 from backup_vm.jobs.lazy_image import ChunkCache
 from backup_vm.jobs.mount import SessionImages, shown_sessions
 from backup_vm.volumes import stored_volumes
@@ -34,8 +37,10 @@ from tests.meanwhile import (
     READINGS,
     Reading,
     Scene,
+    arrives,
     interfered,
     judge,
+    judge_addition,
     loses,
     prunes,
 )
@@ -78,14 +83,21 @@ def put_back(scene: Scene) -> None:
 
 
 def points(
-    commands: Commands, scene: Scene, one: Reading, action: Callable[[], object]
+    commands: Commands,
+    scene: Scene,
+    one: Reading,
+    action: Callable[[], object],
+    before: Callable[[], object] = lambda: None,
 ) -> Iterator[tuple[int, int, str, str]]:
-    """A command, interfered with at one point after another: the point, and how it ended."""
+    """A command, interfered with at one point after another: the point, and how it ended.
+    ``before`` makes the archive what it is when the command begins.
+    """
     with interfered(0, lambda: None) as asked:
         assert meanwhile.run(commands, scene, one)[0] == 0
     some = range(1, asked[0] + 1)
     for point in some if len(some) <= POINTS else random.Random(one.name).sample(some, POINTS):
         put_back(scene)
+        before()
         with interfered(point, action):
             yield point, *meanwhile.run(commands, scene, one)
 
@@ -99,6 +111,60 @@ def test_what_another_machine_prunes_is_not_called_damaged(
             judge(scene, one, code, out, err)
         except AssertionError as error:
             raise AssertionError(f"at point {point}: {error}") from error
+
+
+@dataclass
+class Unfinished:
+    """The scene while another machine stores its newest session: all but that file is there, and
+    the catalog is made again, without its chunks, for no session lists them yet.
+    """
+
+    scene: Scene
+    newest: Path
+
+    def begin(self) -> None:
+        self.newest.unlink()
+        for file in self.scene.site.archive.rglob("catalog.sqlite*"):
+            file.unlink()
+
+    def end(self) -> None:
+        place = self.scene.site.archive
+        arrives(place.with_name("kept") / self.newest.relative_to(place), self.newest)
+
+
+@pytest.fixture
+def unfinished(scene: Scene) -> Unfinished:
+    """The newest session is not there yet, but its packs are; and no catalog."""
+    newest = scene.site.archive / meanwhile.series(scene.site.archive)[5].file
+    return Unfinished(scene, newest)
+
+
+@pytest.mark.parametrize("one", READINGS, ids=IDS)
+def test_a_session_that_another_machine_stores_is_not_called_damaged(
+    scene: Scene, commands: Commands, unfinished: Unfinished, one: Reading
+) -> None:
+    for point, code, out, err in points(commands, scene, one, unfinished.end, unfinished.begin):
+        try:
+            judge_addition(one, code, out, err)
+        except AssertionError as error:
+            raise AssertionError(f"at point {point}: {error}") from error
+
+
+def test_a_copy_reads_a_session_that_came_after_its_catalog_was_made(
+    scene: Scene, commands: Commands, unfinished: Unfinished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = copy._prepare
+
+    def then_it_comes(*words: Any) -> str | None:
+        unfinished.end()
+        return prepare(*words)
+
+    unfinished.begin()
+    monkeypatch.setattr(copy, "_prepare", then_it_comes)
+    one = next(one for one in READINGS if one.name == "copy")
+    code, out, err = meanwhile.run(commands, scene, one)
+    judge_addition(one, code, out, err)
+    assert json.loads(out)["sessions"] == len(scene.names)
 
 
 LOSSES: dict[str, Callable[[Path], None]] = {
