@@ -25,6 +25,7 @@ from backup_vm.errors import DamagedError, Exit, LockedError
 from backup_vm.jobs import copy
 from backup_vm.jobs.lazy_image import ChunkCache
 from backup_vm.jobs.mount import SessionImages, shown_sessions
+from backup_vm.jobs.reading import sealed_chunks
 from backup_vm.volumes import stored_volumes
 from tests import meanwhile
 from tests.commands import Commands
@@ -165,6 +166,32 @@ def test_a_copy_reads_a_session_that_came_after_its_catalog_was_made(
     code, out, err = meanwhile.run(commands, scene, one)
     judge_addition(one, code, out, err)
     assert json.loads(out)["sessions"] == len(scene.names)
+
+
+def test_a_spoilt_volume_makes_no_other_one_be_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalWorkspace, "lock", lambda *_, **__: None)
+    names = ("other/private", "work/private")
+    site = Site(tmp_path / "site", volumes=names)
+    rng = random.Random(1)
+    for name in names:
+        site.image(name).write_bytes(rng.randbytes(CHUNKS * GRAIN))
+    site.backup("other/private")
+    meanwhile.loses_packs(site.archive)
+    before = set(site.archive.rglob("*.session"))
+    site.backup("work/private")
+    (newest,) = set(site.archive.rglob("*.session")) - before
+    newest.rename(site.root / "kept")
+    for file in site.archive.rglob("catalog.sqlite*"):
+        file.unlink()
+    with site.open() as archive:
+        assert archive.catalog.spoilt()  # made without the chunks of the session that comes now
+        (site.root / "kept").rename(newest)
+        series = archive.sessions(newest.parent.name)[newest.parent.name]
+        image = archive.image(series, series[-1])
+        read = [chunk for _, chunks in sealed_chunks(archive, image, "it") for chunk in chunks]
+        assert len(read) == CHUNKS
 
 
 LOSSES: dict[str, Callable[[Path], None]] = {
