@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 def places(archive: "Archive", session: "Session", ids: Iterable[bytes]) -> "dict[bytes, Place]":
     """Where chunks of a session are; those not stored are missing from the answer.
 
-    Where nothing is known to be spoilt nothing can be missing, and a catalog that says so is made
-    again first.
+    The catalog may be older than the session, which another machine has stored since: so what is
+    missing is looked for in the archive as it is now. Where nothing is known to be spoilt nothing
+    can be missing then, and a catalog that says so is made again first.
     """
     wanted = set(ids)
     try:
         found = archive.catalog.places(wanted)
-        if len(found) == len(wanted) or archive.catalog.spoilt():
-            return found
-        if archive.looking.removed(session):  # nothing needs them any more
+        # Of one that was removed meanwhile nothing needs the chunks any more.
+        if len(found) == len(wanted) or archive.looking.removed(session):
             return found
         found = archive.catalog.places(wanted)  # which may be another one now
         if len(found) == len(wanted) or archive.catalog.spoilt():

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from backup_vm.agent import transport
+from backup_vm.archive import lookup
+from backup_vm.archive.image import split
 from backup_vm.archive.looking import LOOKS
 from backup_vm.archive.packs import PackReader
 from backup_vm.archive.storage.local import LocalStorage
@@ -165,6 +167,26 @@ def test_a_copy_reads_a_session_that_came_after_its_catalog_was_made(
     code, out, err = meanwhile.run(commands, scene, one)
     judge_addition(one, code, out, err)
     assert json.loads(out)["sessions"] == len(scene.names)
+
+
+def test_a_session_that_came_since_is_whole_beside_one_that_is_spoilt(
+    scene: Scene, commands: Commands, unfinished: Unfinished
+) -> None:
+    """That something is missing of the archive does not say that these chunks are."""
+    with scene.site.open() as archive:
+        (found,) = archive.sessions().values()
+        first, newest = ({*split(archive.image(found, found[n]).ids(0, CHUNKS))} for n in (0, -1))
+        place = archive.catalog.places([one := min(first - newest)])[one]
+    with open(scene.site.archive / place.pack, "r+b") as file:
+        file.seek(place.offset + 40)
+        file.write(bytes(40))
+    unfinished.begin()
+    assert commands.outcome("scrub")[0] == Exit.DAMAGED
+    with scene.site.open() as archive:
+        assert archive.catalog.spoilt() == {found[0].file}
+        unfinished.end()
+        (found,) = archive.sessions().values()
+        assert lookup.places(archive, found[-1], newest).keys() == newest
 
 
 LOSSES: dict[str, Callable[[Path], None]] = {
