@@ -164,6 +164,10 @@ class Looking:
                 catalog.close()
         return catalog
 
+    def catalog_knows(self, session: "Session") -> bool:
+        """Whether a session was there when the catalog was opened, which so has its chunks."""
+        return self._listed is not None and session.file in self._listed.files
+
     def series(self, series: "list[Session]", session: "Session") -> "list[Session]":
         """The sessions of a volume, one of which is ``session``: those given, or what there is now
         if the archive was looked at again.

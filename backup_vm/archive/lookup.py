@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from backup_vm.archive import catalog_file, packs
 from backup_vm.archive.looking import LOOKS
-from backup_vm.archive.naming import volume_of
 from backup_vm.errors import DamagedError
 
 if TYPE_CHECKING:
@@ -25,18 +24,21 @@ if TYPE_CHECKING:
 def places(archive: "Archive", session: "Session", ids: Iterable[bytes]) -> "dict[bytes, Place]":
     """Where chunks of a session are; those not stored are missing from the answer.
 
-    Where nothing of its volume is known to be spoilt nothing can be missing, and a catalog that
-    says so is made again first.
+    The catalog may be older than the session, which another machine has stored since: then what is
+    missing is looked for in the archive as it is now. Where nothing is known to be spoilt nothing
+    can be missing, and a catalog that says so is made again first.
     """
     wanted = set(ids)
     try:
         found = archive.catalog.places(wanted)
-        if len(found) == len(wanted) or _may_lack(archive, session):
+        if len(found) == len(wanted) or (
+            archive.catalog.spoilt() and archive.looking.catalog_knows(session)
+        ):
             return found
         if archive.looking.removed(session):  # nothing needs them any more
             return found
         found = archive.catalog.places(wanted)  # which may be another one now
-        if len(found) == len(wanted) or _may_lack(archive, session):
+        if len(found) == len(wanted) or archive.catalog.spoilt():
             return found
     except sqlite3.DatabaseError as error:
         if not catalog_file.is_damage(error) or not archive.doubt_catalog():
@@ -45,11 +47,6 @@ def places(archive: "Archive", session: "Session", ids: Iterable[bytes]) -> "dic
         if not archive.doubt_catalog():
             return found
     return archive.catalog.places(wanted)
-
-
-def _may_lack(archive: "Archive", session: "Session") -> bool:
-    """Whether a session, or one that it builds on, may be spoilt."""
-    return any(volume_of(name) == session.volume for name in archive.catalog.spoilt())
 
 
 def read(

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from backup_vm.agent import transport
+from backup_vm.archive import lookup
+from backup_vm.archive.image import split
 from backup_vm.archive.looking import LOOKS
 from backup_vm.archive.packs import PackReader
 from backup_vm.archive.storage.local import LocalStorage
@@ -25,7 +27,6 @@ from backup_vm.errors import DamagedError, Exit, LockedError
 from backup_vm.jobs import copy
 from backup_vm.jobs.lazy_image import ChunkCache
 from backup_vm.jobs.mount import SessionImages, shown_sessions
-from backup_vm.jobs.reading import sealed_chunks
 from backup_vm.volumes import stored_volumes
 from tests import meanwhile
 from tests.commands import Commands
@@ -168,30 +169,24 @@ def test_a_copy_reads_a_session_that_came_after_its_catalog_was_made(
     assert json.loads(out)["sessions"] == len(scene.names)
 
 
-def test_a_spoilt_volume_makes_no_other_one_be_called_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_session_that_came_since_is_whole_beside_one_that_is_spoilt(
+    scene: Scene, commands: Commands, unfinished: Unfinished
 ) -> None:
-    monkeypatch.setattr(LocalWorkspace, "lock", lambda *_, **__: None)
-    names = ("other/private", "work/private")
-    site = Site(tmp_path / "site", volumes=names)
-    rng = random.Random(1)
-    for name in names:
-        site.image(name).write_bytes(rng.randbytes(CHUNKS * GRAIN))
-    site.backup("other/private")
-    meanwhile.loses_packs(site.archive)
-    before = set(site.archive.rglob("*.session"))
-    site.backup("work/private")
-    (newest,) = set(site.archive.rglob("*.session")) - before
-    newest.rename(site.root / "kept")
-    for file in site.archive.rglob("catalog.sqlite*"):
-        file.unlink()
-    with site.open() as archive:
-        assert archive.catalog.spoilt()  # made without the chunks of the session that comes now
-        (site.root / "kept").rename(newest)
-        series = archive.sessions(newest.parent.name)[newest.parent.name]
-        image = archive.image(series, series[-1])
-        read = [chunk for _, chunks in sealed_chunks(archive, image, "it") for chunk in chunks]
-        assert len(read) == CHUNKS
+    """That something is missing of the archive does not say that these chunks are."""
+    with scene.site.open() as archive:
+        (found,) = archive.sessions().values()
+        first, newest = ({*split(archive.image(found, found[n]).ids(0, CHUNKS))} for n in (0, -1))
+        place = archive.catalog.places([one := min(first - newest)])[one]
+    with open(scene.site.archive / place.pack, "r+b") as file:
+        file.seek(place.offset + 40)
+        file.write(bytes(40))
+    unfinished.begin()
+    assert commands.outcome("scrub")[0] == Exit.DAMAGED
+    with scene.site.open() as archive:
+        assert archive.catalog.spoilt() == {found[0].file}
+        unfinished.end()
+        (found,) = archive.sessions().values()
+        assert lookup.places(archive, found[-1], newest).keys() == newest
 
 
 LOSSES: dict[str, Callable[[Path], None]] = {
