@@ -8,6 +8,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+PLAIN: dict[str, Any] = {"color": False} if sys.version_info >= (3, 14) else {}
+"""For argparse, which from Python 3.14 on colours usage and help where standard output is a
+terminal: also the usage of a wrong command, which goes to standard error, and that to a log.
+"""
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that asks for the terminal's width when it prints help, and not before, and whose
@@ -18,7 +23,8 @@ class Parser(argparse.ArgumentParser):
         # Of each option that is declared argparse makes its line of help, to see whether that can
         # be made. Without a width it asks for that, and imports shutil: 2 ms, for the programs
         # that unpack archives.
-        super().__init__(**settings, formatter_class=partial(argparse.HelpFormatter, width=80))
+        formatter = partial(argparse.HelpFormatter, width=80)
+        super().__init__(**{**PLAIN, **settings}, formatter_class=formatter)
 
     def add_commands(
         self, package: str, there: Sequence[str], words: Sequence[str]

@@ -30,8 +30,10 @@ SETTINGS = 'Acquire::Check-Valid-Until "false";\nAPT::Install-Recommends "false"
 INSIDE = "sparsebak"
 AUTHORITIES = Path("usr/local/share/ca-certificates")
 """Who else this machine trusts, so that the root reaches the same registries."""
+# The root is bound to itself for / to be a mount there: tests/own_mounts.py changes it.
 ENTER = """
 set -eu
+mount --bind "$1" "$1"
 mount --rbind /dev "$1/dev"
 mount -t tmpfs tmpfs "$1/dev/shm"
 mount -t proc proc "$1/proc"

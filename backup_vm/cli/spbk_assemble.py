@@ -16,13 +16,14 @@ from backup_vm.cli.options import key_option, path, session_option
 from backup_vm.errors import Exit
 from backup_vm.terminal import output
 from common.memory import keep_out_of_cores
+from common.parser import PLAIN
 from common.text import printable
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
-        prog="spbk-assemble", description="Makes a raw image of a volume in an archive."
+        prog="spbk-assemble", description="Makes a raw image of a volume in an archive.", **PLAIN
     )
     top.add_argument("-c", "--check", action="store_true", help="only check that it could be made")
     top.add_argument(

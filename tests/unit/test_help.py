@@ -2,6 +2,9 @@
 """Whoever asks a command for --help gets a sentence on it, and on each of its arguments."""
 
 import argparse
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -46,3 +49,25 @@ def test_an_argument_without_help_is_found() -> None:
     parser.add_argument("--new")
     parser.add_subparsers().add_parser("below", help="a command below")
     assert list(faults("it", parser)) == ["it: --new has no help", "it below: no sentence"]
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_usage_in_a_log_has_no_colours_of_the_terminal_beside_it(name: str) -> None:
+    """Standard error may go to a log while standard output is a terminal: from Python 3.14 on
+    argparse asks the latter whether it has colours.
+    """
+    start = f"from {PARSERS[name].__module__} import main; main()"
+    ours, theirs = os.openpty()
+    unsaid = ("NO_COLOR", "FORCE_COLOR", "PYTHON_COLORS")
+    environment = {word: value for word, value in os.environ.items() if word not in unsaid}
+    done = subprocess.run(
+        [sys.executable, "-c", start, "--nonsense"],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        env=environment | {"TERM": "xterm-256color"},
+        check=False,
+    )
+    os.close(theirs)
+    os.close(ours)
+    assert b"usage: " in done.stderr
+    assert b"\x1b" not in done.stderr
