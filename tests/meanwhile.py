@@ -186,6 +186,13 @@ def _listed(scene: Scene, folder: Path, data: Any) -> bool:
     )
 
 
+def _would_go(scene: Scene, folder: Path, data: Any) -> bool:
+    return [one["session"] for one in data["removed"]] in (
+        scene.names,
+        [name for number, name in enumerate(scene.names) if number not in PRUNED],
+    )
+
+
 def _all_proven(scene: Scene, folder: Path, data: Any) -> bool:
     names = {one["session"] for one in data["sessions"] if one["ok"]}
     kept = {name for number, name in enumerate(scene.names) if number not in PRUNED}
@@ -213,6 +220,19 @@ READINGS = [
         "list", lambda *_: ["list", "work", "--space"], _listed, lenient=True, ignores=True
     ),
     Reading("status", lambda *_: ["status", "--space"], lenient=True, ignores=True),
+    Reading(
+        "delete-dry-run",
+        lambda *_: ["delete", "work", "--dry-run"],
+        _would_go,
+        lenient=True,
+        ignores=True,
+    ),
+    Reading(
+        "prune-dry-run",
+        lambda *_: ["prune", "--dry-run", "--keep-last", "1", "--min-age", "0h"],
+        lenient=True,
+        ignores=True,
+    ),
     Reading(
         "report",
         lambda _, folder: ["report", "-o", f"{folder}/page"],

@@ -238,20 +238,28 @@ def create_archive(location: str | Path, parameters: Parameters) -> bool:
     return lease.conditional
 
 
-def _require_outside_others(location: str | Path) -> None:
-    """Raise SparsebakError for a folder of another archive: what is there is lost with it, and is
-    in the way of what keeps that one.
+def archive_around(place: str | Path) -> tuple[Path, str] | None:
+    """The folder and the label of the archive that a folder or file is in, also as a name that is
+    not there yet; None where it is in none.
     """
-    if is_remote(location):
-        return
-    for folder in Path(os.path.realpath(location)).parents:
+    for folder in Path(os.path.realpath(place)).parents:
         if not (folder / NAME).is_file():
             continue
         try:
             with closing(open_storage(folder)) as storage:
-                label = load_parameters(storage).label
+                return folder, load_parameters(storage).label
         except (SparsebakError, OSError):
             continue  # somebody's file of that name
+    return None
+
+
+def _require_outside_others(location: str | Path) -> None:
+    """Raise SparsebakError for a folder of another archive: what is there is lost with it, and is
+    in the way of what keeps that one.
+    """
+    around = None if is_remote(location) else archive_around(location)
+    if around is not None:
+        folder, label = around
         raise SparsebakError(
             f"{location} is in the archive {folder} ({label}), and would be lost with it",
             "name another place",

@@ -2,11 +2,15 @@
 """``sparsebak delete``: remove all sessions of a volume."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import dry_run_option, key_option, volume_argument, yes_option
 from backup_vm.terminal.text import count_text
+
+if TYPE_CHECKING:
+    from backup_vm.jobs.removal import Removal
+    from backup_vm.volumes import Contents, Named
 
 
 def add_to(commands: Any) -> None:
@@ -28,19 +32,33 @@ def add_to(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.cli.removing import remove
-    from backup_vm.jobs.removal import Removal
+    from backup_vm.cli.removing import foresee, remove
 
     context = Context(options)
     with context.contents(writing=not options.dry_run) as contents:
-        volume = contents.lost(options.volume) or contents.one(options.volume)
-        context.warn_spoilt(contents, [(volume, session) for session in volume.sessions])
-        context.warn_unread(contents, [volume])
-        if not options.dry_run:
-            sessions = count_text(len(volume.sessions), "session")
-            if unread := len(contents.unread(volume)):
-                sessions += f", and {unread} that cannot be read"
-            context.confirm(f"Remove all of {volume.name}, {sessions}? This cannot be undone.")
-        doomed = [(volume, session) for session in volume.sessions]
-        removal = Removal(contents.archive, doomed, entirely=frozenset({volume.id}))
+        if options.dry_run:
+            return foresee(context, contents, lambda now: _chosen(now, _volume(context, now)))
+        volume = _volume(context, contents)
+        removal, lines = _chosen(contents, volume)
+        for line in lines:
+            context.warn(line)
+        sessions = count_text(len(volume.sessions), "session")
+        if unread := len(contents.unread(volume)):
+            sessions += f", and {unread} that cannot be read"
+        context.confirm(f"Remove all of {volume.name}, {sessions}? This cannot be undone.")
         return remove(context, removal)
+
+
+def _volume(context: Context, contents: "Contents") -> "Named":
+    name = context.options.volume
+    return contents.lost(name) or contents.one(name)
+
+
+def _chosen(contents: "Contents", volume: "Named") -> "tuple[Removal, list[str]]":
+    """All sessions of a volume, and what is to be said of them before."""
+    from backup_vm.jobs.removal import Removal
+
+    doomed = [(volume, session) for session in volume.sessions]
+    lines = contents.spoilt(doomed) + contents.unread(volume)
+    entirely = frozenset({volume.id})
+    return Removal(contents.archive, contents.volumes, doomed, entirely=entirely), lines

@@ -104,7 +104,7 @@ def _count(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command."""
-    from backup_vm.cli.removing import remove
+    from backup_vm.cli.removing import foresee, remove
     from backup_vm.errors import UsageError
 
     context = Context(options)
@@ -121,10 +121,17 @@ def run(options: argparse.Namespace) -> int:
                 "for all of them name each qube",
             )
     with context.contents(writing=not options.dry_run) as contents:
-        removal = _chosen(context, contents, rules)
-        for line in removal.spoilt():
+
+        def chosen(now: "Contents") -> "tuple[Removal, list[str]]":
+            removal = _chosen(context, now, rules)
+            return removal, removal.spoilt()
+
+        if options.dry_run:
+            return foresee(context, contents, chosen)
+        removal, lines = chosen(contents)
+        for line in lines:
             context.warn(line)
-        if not options.dry_run and removal.doomed:
+        if removal.doomed:
             context.confirm_by_hand(removal.question())
         return remove(context, removal)
 
@@ -139,12 +146,12 @@ def _chosen(context: Context, contents: "Contents", rules: "Rules") -> "Removal"
     if options.session:
         found = [(one, contents.find(one, name)) for one in chosen for name in options.session]
         named = {session.file: (one, session) for one, session in found}  # two may mean the same
-        return Removal(archive, list(named.values()))
+        return Removal(archive, contents.volumes, list(named.values()))
     pruning = context.config.pruning
     guard = Guard(options.max_removed, options.min_age).over(pruning.guard)
     verdicts = judge(contents, chosen, pruning, rules, options.until_free, guard)
     doomed = [(verdict.volume, verdict.session) for verdict in verdicts if not verdict.keep]
-    return Removal(archive, doomed, verdicts, min_age=guard.seconds)
+    return Removal(archive, contents.volumes, doomed, verdicts, min_age=guard.seconds)
 
 
 def _rules(options: argparse.Namespace) -> "Rules":

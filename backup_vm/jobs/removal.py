@@ -18,12 +18,13 @@ from backup_vm.volumes import Named
 
 
 class Removal(NamedTuple):
-    """Sessions that go, each with its volume. ``verdicts``: those of the rules by which they were
-    chosen, if rules did it; ``entirely``: ids of volumes of which nothing is to stay, damaged
-    sessions included.
+    """Sessions that go, each with its volume. ``volumes``: all that there are; ``verdicts``: those
+    of the rules by which they were chosen, if rules did it; ``entirely``: ids of volumes of which
+    nothing is to stay, damaged sessions included.
     """
 
     archive: Archive
+    volumes: Sequence[Named]
     doomed: Sequence[tuple[Named, Session]]
     verdicts: Sequence[Verdict] | None = None
     entirely: frozenset[str] = frozenset()
@@ -55,7 +56,7 @@ class Removal(NamedTuple):
 
     def foreseen(self) -> Pruned:
         """What ``run`` would do; as for chunks, nobody counted them."""
-        account = Account(self.archive, self.archive.sessions())
+        account = Account(self.archive, {volume.id: volume.series for volume in self.volumes})
         files = {session.file for _, session in self.doomed}
         return Pruned(len(self.doomed), 0, account.comes_back(files))
 

@@ -134,17 +134,26 @@ def replacing(target: Path, force: bool = True, public: bool = False) -> Iterato
 
     ``target`` is named as the user did: a link is followed. Raises SparsebakError where there is
     something that is not a regular file, a device such as /dev/null, say, which must not be
-    replaced; without ``force`` where there is anything. ``public``: others may read it, as the
-    umask says.
+    replaced; without ``force`` where there is anything; and in the folder of an archive, of which
+    a slip of the hand must not cost a file. ``public``: others may read it, as the umask says.
     """
     import tempfile  # here, for few commands write a file
 
-    target = Path(os.path.realpath(target))
+    from backup_vm.archive.opening import archive_around
+
+    named, target = target, Path(os.path.realpath(target))
     with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.stat(target).st_mode):
-            raise SparsebakError(f"{target} is not a regular file", "choose another name")
+        # as it was named: a pipe that is called /dev/stdout is under no other name
+        if not stat.S_ISREG(os.stat(named).st_mode):
+            raise SparsebakError(f"{named} is not a regular file", "choose another name")
         if not force:
             raise SparsebakError(f"{target} exists", "choose another name, or remove it first")
+    around = archive_around(target)
+    if around is not None:
+        folder, label = around
+        raise SparsebakError(
+            f"{target} is in the archive {folder} ({label})", "choose a name outside of it"
+        )
     try:  # a name of its own: whatever else is called .part is somebody's
         fd, name = tempfile.mkstemp(".part", f"{target.name}.", target.parent)
     except OSError as error:
@@ -182,9 +191,7 @@ _PAGE = b"<!doctype html>"
 
 
 def write_page(target: Path, text: str) -> None:
-    """Write a page of HTML in place of the one that was there. Nothing else is replaced by it: a
-    slip of the hand must not cost a file of an archive.
-    """
+    """Write a page of HTML in place of the one that was there. Nothing else is replaced by it."""
     begins = b""
     if target.is_file():
         with suppress(OSError), open(target, "rb") as file:  # one that cannot be read is replaced

@@ -3,6 +3,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from backup_vm.archive import name_index
 from backup_vm.archive.opening import open_archive
 from backup_vm.archive.prune import prune
 from backup_vm.archive.storage.workspace import LocalWorkspace
+from backup_vm.cli.context import Context
 from backup_vm.cli.files import indexing as indexing_command
-from tests.files.indexed import Indexed, Listed
+from tests.files.indexed import Indexed, Listed, filled
+from tests.kit import Site
 
 
 def test_one_alone_made_again_keeps_those_that_build_on_it(
@@ -44,6 +48,30 @@ def test_what_an_index_builds_on_is_removed_while_it_is_made(
     unread.clear()
     indexed.must_find(listed, "--name", "*.txt")
     assert not unread
+
+
+def test_a_volume_that_is_removed_meanwhile_keeps_no_other_from_being_indexed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(tmp_path / "site", volumes=("vault/private", "work/private"))
+    filled(site.image(), {"a.txt": "a"})
+    filled(site.image("vault/private"), {"b.txt": "b"})
+    site.backup()
+    commands = Indexed(site, capsys)
+    contents = Context.contents
+
+    @contextmanager
+    def then_one_goes(*words: Any, **named: Any) -> Iterator[Any]:
+        with contents(*words, **named) as found:
+            yield found
+        with site.open(writing=True) as archive:
+            prune(archive, list(found.volumes[0].sessions))
+
+    monkeypatch.setattr(Context, "contents", then_one_goes)
+    key = ("--passphrase-file", str(commands.passphrase))
+    out, error = commands.run("files", "index", "--json", *key)
+    assert len(json.loads(out)["indexed"]) == 1
+    assert error == "sparsebak: vault/private was removed meanwhile\n"
 
 
 def test_what_another_machine_prunes_is_not_called_damaged(

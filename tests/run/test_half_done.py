@@ -81,6 +81,39 @@ def test_no_archive_is_made_within_another(commands: Commands) -> None:
     commands.run("init", str(root / "other"), "--label", "tests")
 
 
+def test_nothing_is_written_into_an_archive(commands: Commands) -> None:
+    fill(commands.site.image(), 4 * GRAIN)
+    commands.site.backup()
+    archive, root = commands.site.archive, commands.site.root
+    key = ("--passphrase-file", str(commands.passphrase))
+    writing = {
+        "assemble": ("assemble", "work", *key, "--force", "-o"),
+        "onto": ("assemble", "work", *key, "--yes", "--onto"),
+        "sealed": ("export", "work", "--force", "-o"),
+        "raw": ("export", "work", "--format", "raw", *key, "--force", "-o"),
+        "tar": ("export", "work", "--format", "tar", *key, "--force", "-o"),
+        "keys": ("keys", "-o"),
+        "records": ("records", "work", "-o"),
+        "report": ("report", *key, "-o"),
+        "metrics": ("status", "--metrics"),
+    }
+    link = root / "link"
+    link.symlink_to(archive)
+    files = {path for path in archive.rglob("*") if path.is_file()}
+    there = [path for path in files if path.suffix in (".toml", ".session", ".pack")]
+    before = {path: path.read_bytes() for path in there}
+    for what, words in writing.items():
+        own = [] if what in ("keys", "records", "report", "metrics") else there
+        new = [] if what == "onto" else [archive / "new.prom", link / "packs/new.prom"]
+        for target in [*own, *new]:
+            error = commands.fails(1, *words, str(target))
+            assert f"is in the archive {archive} (tests)" in error
+    assert {path for path in archive.rglob("*") if path.is_file()} == files
+    assert {path: path.read_bytes() for path in before} == before
+    (root / "archive.toml").write_text("# of somebody else\n")
+    commands.run("keys", "-o", str(root / "new"))
+
+
 def test_settings_name_any_place_that_can_be_printed(commands: Commands) -> None:
     folder = commands.site.root / 'a "disk" \\ \N{FLOPPY DISK} \u00e9'
     settings = commands.site.root / "config.toml"

@@ -35,12 +35,16 @@ def index(options: argparse.Namespace) -> int:
         raise UsageError("--session needs a volume", "name one: QUBE/VOLUME")
     run = _Run(context)
     with context.contents(needs_key=True) as contents:
-        keys, volumes = contents.keys, [one.id for one in contents.select(options.volume)]
+        keys, volumes = contents.keys, contents.select(options.volume)
     for volume in volumes:
         while True:
             with context.open() as archive:
                 contents = Contents(archive, keys, stored_volumes(archive, keys, {}))
-                made = run.read(contents, contents.one(volume))
+                now = next((one for one in contents.volumes if one.id == volume.id), None)
+                if now is None:
+                    run.gone(contents, volume)
+                    break
+                made = run.read(contents, now)
             if not made:
                 break
             with context.open(writing=True) as archive:
@@ -104,6 +108,18 @@ class _Run:
                 if names.whole(session):
                     before = session
         return made
+
+    def gone(self, contents: "Contents", volume: "Named") -> None:
+        """Report that no session of a volume is there any more that can be read: the others are
+        indexed all the same.
+        """
+        unread = contents.unread(volume)
+        for line in unread:
+            self._warn(line)
+        if unread:
+            self.failed, self.damaged = self.failed + len(unread), True
+        else:
+            self._warn(f"{volume.name} was removed meanwhile")
 
     def _make(
         self, files: "VolumeFiles", names: "Names", session: "Session", before: "Session | None"

@@ -16,6 +16,7 @@ from backup_vm import stopping
 from backup_vm.archive import catalog_file, noting
 from backup_vm.archive.archive import Archive
 from backup_vm.archive.opening import open_archive
+from backup_vm.archive.prune import Pruned
 from backup_vm.archive.storage import is_remote
 from backup_vm.config import Pruning
 from backup_vm.errors import DamagedError, LockedError, SparsebakError
@@ -23,7 +24,7 @@ from backup_vm.jobs.copy import copy
 from backup_vm.jobs.keep_rules import AHEAD, duration_text
 from backup_vm.jobs.removal import Removal
 from backup_vm.jobs.scrubbing import choose, scrub_part
-from backup_vm.jobs.thinning import held, judge
+from backup_vm.jobs.thinning import judge
 from backup_vm.jobs.upkeep.plan import Plan
 from backup_vm.rate import Rate
 from backup_vm.reporting import status
@@ -162,17 +163,28 @@ def _prune(archive: Archive, task: Task, row: KeptRow) -> None:
     if not rules.any():
         return
     # Without keys nobody's names are known, of an open archive neither: rules are for all volumes.
-    contents = Contents(archive, None, stored_volumes(archive, None, {}))
-    try:
+
+    def chosen() -> Removal:
+        contents = Contents(archive, None, stored_volumes(archive, None, {}))
         verdicts = judge(contents, contents.volumes, Pruning(), rules, guard=task.plan.guard)
         doomed = [(verdict.volume, verdict.session) for verdict in verdicts if not verdict.keep]
-        removal = Removal(archive, doomed, verdicts)
-        done = removal.foreseen() if task.dry_run else removal.run()
+        return Removal(archive, contents.volumes, doomed, verdicts)
+
+    def foreseen() -> tuple[Removal, Pruned]:
+        removal = chosen()
+        return removal, removal.foreseen()
+
+    try:
+        if task.dry_run:  # beside which another machine may change it
+            removal, done = archive.looking.steady(foreseen)
+        else:
+            removal = chosen()
+            done = removal.run()
     except DamagedError as error:  # it can be scrubbed and copied all the same
         _damage(row, [error.line()])
         return
     _damage(row, list(done.refused))
-    row["problems"] += held(verdicts)
+    row["problems"] += removal.held()
     row["removed"], row["freed"] = done.sessions, done.space
 
 

@@ -30,9 +30,12 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     assert target.read_text() == "one" and {*os.listdir(tmp_path)} == {"page", "link"}
     with pytest.raises(SparsebakError, match="exists"), replacing(target, force=False):
         raise AssertionError
-    for odd in (tmp_path, Path(os.devnull)):
-        with pytest.raises(SparsebakError, match="not a regular file"), replacing(odd):
+    ends = os.pipe()  # what /dev/stdout is a link to, where that is a pipe
+    for odd in (tmp_path, Path(os.devnull), Path(f"/proc/self/fd/{ends[1]}")):
+        with pytest.raises(SparsebakError, match=f"{odd} is not a regular file"), replacing(odd):
             raise AssertionError
+    for end in ends:
+        os.close(end)
 
 
 def test_nobody_elses_file_is_written_to(tmp_path: Path) -> None:
