@@ -15,7 +15,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,7 +32,7 @@ from common.durable import (
     sync_directory,
     write_synced,
 )
-from dom0_agent.bitmap import Bitmap
+from dom0_agent.bitmap import LARGEST, Bitmap
 from dom0_agent.config import Volume, remember
 from dom0_agent.log import ERROR, WARNING, log
 from dom0_agent.tracking.progress import ArchiveProgress, check_fields
@@ -231,7 +231,7 @@ class VolumeState:
         if name is None:
             return Bitmap()
         try:
-            found = Bitmap.from_bytes((self.directory / name).read_bytes())
+            found = Bitmap.from_bytes(read_small(self.directory / name, LARGEST))
         except OSError:
             found = None
         if found is None:
@@ -246,11 +246,12 @@ class VolumeState:
         return name
 
     def tidy(self, state: State) -> None:
-        """Remove every file that the state does not mention."""
+        """Remove every file that the state does not mention. A folder is nobody's leftover."""
         needed = state.files() | {"state.json", DAMAGED, "lock"}
         for path in self.directory.iterdir():
             if path.name not in needed:
-                path.unlink(missing_ok=True)
+                with suppress(IsADirectoryError):
+                    path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A volume's state on a disk that fails, and of other versions."""
 
+import os
+import random
 import shutil
 import threading
 import time
@@ -16,7 +18,7 @@ from dom0_agent.rpc.dispatch import Call
 from dom0_agent.rpc.volume_call import VolumeCall
 from dom0_agent.tracking.state import FORMAT, VolumeState, known_volumes
 from tests.faultfs import Fault, FaultFS
-from tests.kit import GRAIN, Site, fill
+from tests.kit import GRAIN, Site, change, fill
 from wire.status import Code, Refused
 
 
@@ -131,6 +133,63 @@ def test_a_state_disk_that_lost_a_file(tmp_path: Path, faultfs: FaultFS, error: 
     assert {one.qube: one.full for one in site.backup().done} == {"work": True, "vault": False}
     assert (faultfs.real / "volumes/work/private/state.json.damaged").exists()
     site.verify_all()
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _folder(path: Path) -> None:
+    (path / "within").mkdir(parents=True)
+
+
+def _without_end(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+@pytest.mark.parametrize("shown", [_fifo, _folder, _without_end])
+@pytest.mark.parametrize("file", ["*.map", "*.ids", "*.ids.pages", "*.log"])
+def test_what_is_no_file_of_ours_is_a_lost_one(
+    site: Site, file: str, shown: Callable[[Path], None]
+) -> None:
+    """As a damaged file system may show it: nothing waits for it, or reads it without end."""
+    fill(site.image(), 5 * GRAIN)
+    site.backup()
+    change(site.image(), random.Random(1))
+    site.monitor()
+    folder = VolumeState(site.state, "work", "private").directory
+    with site.open() as archive:
+        agent = site.agent(archive)
+        (entry,) = agent.list()
+        offer = agent.snapshot("work", "private", entry.session, 1, 0) if "log" in file else None
+        for _ in range(2 if offer else 0):
+            for path in folder.glob(file):
+                path.unlink()
+                shown(path)
+            with agent.extract("work", "private", offer.session, 0) as reply:
+                assert list(reply.frames())
+    for path in folder.glob(file):
+        path.unlink()
+        shown(path)
+    site.monitor()
+    for _ in range(3):
+        site.backup()
+        assert list(site.images().values())[-1] == site.contents()
+    assert not site.backup().done[0].full
+    site.verify_all()
+
+
+def test_a_folder_beside_the_state_and_one_named_as_a_snapshot_harm_nothing(site: Site) -> None:
+    fill(site.image(), 3 * GRAIN)
+    site.backup()
+    beside = VolumeState(site.state, "work", "private").directory / "copies"
+    like = site.pool / ".sparsebak/work/private/7-00000000.snap"
+    for folder in (beside, like):
+        _folder(folder)
+    site.monitor()
+    assert not site.backup().done[0].full
+    assert beside.is_dir() and like.is_dir()
 
 
 @pytest.mark.parametrize("command", ["Extract", "Commit", "Abort"])
