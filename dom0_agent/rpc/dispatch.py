@@ -77,7 +77,7 @@ class Call:
         if volume is None:
             raise Refused(
                 Code.NO_VOLUME,
-                f"{self.caller} asked for {self.target}/{name}, which no list of volumes has",
+                f"{self.caller} asked for {qube}/{name}, which no list of volumes has",
             )
         return volume
 
