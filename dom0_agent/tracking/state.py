@@ -6,9 +6,9 @@ is the commit point.
 chunk ids and the logs of pending sessions. A file that the state file does not mention is left over
 from a crash, and removed. What an identity is, ``tracking.identities`` says.
 
-A state file that is damaged is set aside as ``state.json.damaged``, and dom0 knows nothing of the
-volume any more: its next session compares everything, and until that is committed every session of
-it is treated as an older one.
+A state file that is damaged, or another volume's, is set aside as ``state.json.damaged``, and dom0
+knows nothing of the volume any more: its next session compares everything, and until that is
+committed every session of it is treated as an older one.
 """
 
 import errno
@@ -213,9 +213,19 @@ class VolumeState:
                 isinstance(one, dict) for one in [*state.left]
             ):
                 raise TypeError("a place is none")
-            return state
         except (TypeError, KeyError, AttributeError) as error:
             raise StateDamaged(f"{self._path} is damaged: {error}") from None
+        self._require_own(state)
+        return state
+
+    def _require_own(self, state: State) -> None:
+        """Whoever copies a folder of the state to another volume's would have the one's snapshots
+        sealed, or dropped, as the other's.
+        """
+        place = state.place or {}
+        found = place.get("identity", self.identity), place.get("volume", self.volume)
+        if found != (self.identity, self.volume):
+            raise StateDamaged(f"{self._path} is that of {'/'.join(map(str, found))}")
 
     def save(self, state: State) -> None:
         """The commit point: replace the state file."""

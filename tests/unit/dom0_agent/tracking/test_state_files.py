@@ -12,6 +12,7 @@ from typing import cast
 
 import pytest
 
+from backup_vm.agent.call import RefusedError
 from dom0_agent.admin import cli
 from dom0_agent.keyring import Keyring
 from dom0_agent.rpc.dispatch import Call
@@ -87,6 +88,36 @@ def test_a_damaged_state_is_set_aside_and_the_volume_compared(
     assert len(site.snapshots()) == 1
     (done,) = site.backup().done
     assert not done.full
+
+
+def test_another_volumes_state_is_set_aside(tmp_path: Path) -> None:
+    """As whoever copies a folder of the state for a qube's clone leaves it: nothing of the one is
+    sealed as the other's, and no snapshot of it is dropped.
+    """
+    site = Site(tmp_path / "site", volumes=("work/private", "vault/private"))
+    for seed, name in enumerate(site.volumes):
+        fill(site.image(name), 5 * GRAIN, seed)
+    site.backup()
+    vault, work = (VolumeState(site.state, name, "private").directory for name in ("vault", "work"))
+    with site.open() as archive:
+        agent = site.agent(archive)
+        listed = next(entry for entry in agent.list() if entry.qube == "vault")
+        offer = agent.snapshot("vault", "private", listed.session, 1, 0)
+        shutil.rmtree(work)
+        shutil.copytree(vault, work)
+        with (
+            pytest.raises(RefusedError, match="no such session"),
+            agent.extract("work", "private", offer.session, 0) as reply,
+        ):
+            list(reply.frames())
+    assert (work / "state.json.damaged").read_bytes() == (vault / "state.json").read_bytes()
+    assert len(site.snapshots("vault/private")) == 1
+    fill(site.image(), 5 * GRAIN, 3)
+    for _ in range(2):
+        site.backup()
+        assert list(site.images().values())[-1] == site.contents()
+    assert list(site.images("vault/private").values())[-1] == site.contents("vault/private")
+    site.verify_all()
 
 
 @pytest.mark.parametrize("number", [1, 2])
