@@ -4,6 +4,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ UNREADABLE = frozenset(
 words where a file system hands them on (Linux, block/blk-core.c: ENODATA is a medium's error);
 damage to what XFS or ext4 keep of it.
 """
-_LARGEST = 16 << 20
+_SMALL = 16 << 20
 NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 """What file systems answer that cannot write past the page cache, or not this: then it goes
 through it.
@@ -39,19 +40,29 @@ through it.
 _NO_SUCH_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
-def read_small(path: Path) -> bytes:
-    """A file of at most 16 MiB that was written here, whole. OSError; one of UNREADABLE for what
-    nobody writes here, as a damaged file system may show it: a longer one, or a FIFO, for which
-    nothing waits.
+def read_small(path: Path, most: int = _SMALL) -> bytes:
+    """A file of at most ``most`` bytes that was written here, whole. OSError; one of UNREADABLE for
+    what nobody writes here, as a damaged file system may show it: a longer one, or a FIFO, for
+    which nothing waits.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     with closing_fd(fd):
         if stat.S_ISREG(os.fstat(fd).st_mode):
             with open(fd, "rb", closefd=False) as file:
-                data = file.read(_LARGEST + 1)
-            if len(data) <= _LARGEST:
+                data = file.read(most + 1)
+            if len(data) <= most:
                 return data
-    raise OSError(errno.EUCLEAN, f"not a regular file of at most {_LARGEST >> 20} MiB", str(path))
+    raise OSError(errno.EUCLEAN, f"not a regular file of at most {most >> 20} MiB", str(path))
+
+
+def remove(path: Path) -> None:
+    """Remove a file that was written here, or the folder that a damaged file system shows in its
+    place; nothing happens when it is gone.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        shutil.rmtree(path)
 
 
 def sync_directory(directory: Path) -> None:

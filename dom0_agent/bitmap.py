@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from common.bits import set_run
 from dom0_agent.compiled import COMPILED
+from wire import MAX_VOLUME_SIZE
 from wire.layout import Structure
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class BitmapFile(Structure):
     head: BitmapHead
     bits: Annotated[bytes, Bytes(this.head.bits_length) * "one for each grain, lowest bit first"]
     digest: Annotated[bytes, Bytes(_DIGEST_SIZE) * "BLAKE2b-128 of all before"]
+
+
+LARGEST = BitmapHead.length() + MAX_VOLUME_SIZE // GRAIN // 8 + _DIGEST_SIZE
+"""Bytes that the file of a bitmap can have."""
 
 
 class Bitmap:

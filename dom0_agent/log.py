@@ -34,7 +34,8 @@ def log(level: int, text: str) -> None:
     line = printable(text)
     if _journal:
         syslog.syslog(level, line)
-    with suppress(OSError):
-        # A full disk, a reader that is gone: what is done does not depend on the log.
+    with suppress(OSError, AttributeError):
+        # A full disk, a reader that is gone, no such stream at all (sys.stderr is None then): what
+        # is done does not depend on the log.
         prefix = "" if sys.stderr.isatty() else f"<{level}>"
         print(f"{prefix}{NAME}: {line}", file=sys.stderr, flush=True)

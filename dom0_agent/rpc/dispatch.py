@@ -77,7 +77,7 @@ class Call:
         if volume is None:
             raise Refused(
                 Code.NO_VOLUME,
-                f"{self.caller} asked for {self.target}/{name}, which no list of volumes has",
+                f"{self.caller} asked for {qube}/{name}, which no list of volumes has",
             )
         return volume
 
@@ -156,6 +156,9 @@ def _end(name: str, status: Status, stdout: Writer) -> int:
     except BrokenPipeError:
         log(WARNING, f"{name}: the caller went away")
         return 1
+    except OSError as error:
+        log(ERROR, f"{name}: it cannot be answered: {error.strerror}")
+        return 1
     return 0 if status.code == Code.OK else 1
 
 
@@ -165,11 +168,22 @@ def main(argv: list[str]) -> int:
         print(f"usage: run-service {'|'.join(SERVICES)}", file=sys.stderr)
         return 2
     confine()
+    _fill_gaps()
     config, stdin = Path(os.environ.get("SPARSEBAK_AGENT_CONFIG", DEFAULT_PATH)), PatientReader(0)
     if config == DEFAULT_PATH:  # this machine's agent; tests and trials are no business of its log
         to_the_journal()
     words = from_environment(argv[0], os.environ)
     return answer(words, config, stdin, PatientWriter(1), partial(_place, stdin))
+
+
+def _fill_gaps() -> None:
+    """For standard streams that are closed: the next file that is opened, one of dom0's state,
+    would be read and written as the caller's.
+    """
+    # The lowest number that is free; to be read, so that an answer nobody gets is an error.
+    while (fd := os.open(os.devnull, os.O_RDONLY)) <= 2:
+        pass
+    os.close(fd)
 
 
 @contextmanager

@@ -28,10 +28,11 @@ SERVICES = (
 ABSENT = "@default"
 """Target of a call about a qube that does not exist: qrexec knows it by this name."""
 _KEYWORDS = {"adminvm": None, "default": ABSENT}
-LONGEST = 1024
-"""Bytes that the beginning of a connection has, at most."""
+LONGEST = 8192
+"""Bytes that the beginning of a connection has, at most: a caller may send an argument of 4,000."""
 _HEAD = re.compile(
-    rb"sparsebak\.([A-Za-z]{1,16})(?:\+([A-Za-z0-9_.+-]{0,200}))? ([A-Za-z0-9_.-]{1,63})"
+    # The argument as long as it comes: who sent one that is none is told so, and so is the log.
+    rb"sparsebak\.([A-Za-z]{1,16})(?:\+([A-Za-z0-9_.+-]*))? ([A-Za-z0-9_.-]{1,63})"
     rb" (name|keyword) ([A-Za-z0-9_.-]{1,63})"
 )
 

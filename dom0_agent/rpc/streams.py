@@ -66,11 +66,20 @@ class PatientReader(Reader):
             self.wait()
             # As much as is there, and handed on in parts: a chunk that is copied out of a buffer of
             # its own first costs an eighth of a verify.
-            self._held = memoryview(os.read(self._fd, BLOCK))
+            self._held = memoryview(self._there())
             if begun and self._waiting.add(since, len(self._held)):
                 raise CutShort(f"the caller sent almost nothing in {self._patience:g} seconds")
         data, self._held = self._held[:size], self._held[size:]
         return data
+
+    def _there(self) -> bytes:
+        """What has come; nothing at the stream's end, also where the caller left with something
+        unread.
+        """
+        try:
+            return os.read(self._fd, BLOCK)
+        except ConnectionResetError:
+            return b""
 
     @property
     def begun(self) -> bool:

@@ -111,10 +111,13 @@ class DirectorySource(Source):
         try:
             if not self._store.is_dir():
                 return set()
-            names = [path.name for path in self._store.iterdir() if path.name.endswith(_SUFFIX)]
+            with os.scandir(self._store) as found:
+                names = [one.name for one in found if not one.is_dir(follow_symlinks=False)]
         except OSError as error:
             raise failed(f"{self.name}: cannot list its snapshots", error) from None
-        return snapshot_numbers(name.removesuffix(_SUFFIX) for name in names)
+        return snapshot_numbers(
+            name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)
+        )
 
     @override
     def snapshot(self, number: int) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Self
 
-from common.durable import UNREADABLE, closing_fd, pwrite_all, write_synced
+from common.durable import UNREADABLE, closing_fd, pwrite_all, remove, write_synced
 from dom0_agent.compiled import COMPILED
 from wire.chunks import ID_SIZE, ZERO_ID
 from wire.layout import Structure
@@ -182,9 +182,9 @@ class CommittedIds:
         """
         # First of all: what is written below is of two sessions until it ends, and digests beside
         # it would be believed.
-        self._pages.unlink(missing_ok=True)
+        remove(self._pages)
         if full:  # another file, whatever was wrong with the old one
-            self._path.unlink(missing_ok=True)
+            remove(self._path)
         with closing_fd(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as fd:
             os.ftruncate(fd, chunks * ID_SIZE)
             for index, overlay in _by_page(entries):
@@ -202,7 +202,7 @@ class CommittedIds:
     def drop(self) -> None:
         """Forget what was found to be damaged; the next session is a full one."""
         for path in (self._path, self._pages):
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 class _Overlay:

@@ -10,14 +10,16 @@ being "in the middle of Extract" means.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from common.durable import UNREADABLE, Busy, lock, pwrite_all
+from common.durable import UNREADABLE, Busy, lock, pwrite_all, remove
 from dom0_agent.compiled import COMPILED
 from dom0_agent.tracking.chunk_ids import ENTRY, ChunkEntry, Entry
 from wire.layout import Structure
@@ -206,9 +208,12 @@ def in_use(path: Path) -> bool:
 def _locked(path: Path) -> int:
     """A log's lock. One that the disk has lost is an empty one: what it had is extracted again."""
     try:
-        return lock(path)
+        fd = lock(path)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
     except OSError as error:
-        if error.errno not in UNREADABLE:
+        if error.errno not in UNREADABLE | {errno.EISDIR}:
             raise
-    path.unlink()
+    remove(path)
     return lock(path)

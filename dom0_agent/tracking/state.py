@@ -6,16 +6,16 @@ is the commit point.
 chunk ids and the logs of pending sessions. A file that the state file does not mention is left over
 from a crash, and removed. What an identity is, ``tracking.identities`` says.
 
-A state file that is damaged is set aside as ``state.json.damaged``, and dom0 knows nothing of the
-volume any more: its next session compares everything, and until that is committed every session of
-it is treated as an older one.
+A state file that is damaged, or another volume's, is set aside as ``state.json.damaged``, and dom0
+knows nothing of the volume any more: its next session compares everything, and until that is
+committed every session of it is treated as an older one.
 """
 
 import errno
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,7 +32,7 @@ from common.durable import (
     sync_directory,
     write_synced,
 )
-from dom0_agent.bitmap import Bitmap
+from dom0_agent.bitmap import LARGEST, Bitmap
 from dom0_agent.config import Volume, remember
 from dom0_agent.log import ERROR, WARNING, log
 from dom0_agent.tracking.progress import ArchiveProgress, check_fields
@@ -213,9 +213,19 @@ class VolumeState:
                 isinstance(one, dict) for one in [*state.left]
             ):
                 raise TypeError("a place is none")
-            return state
         except (TypeError, KeyError, AttributeError) as error:
             raise StateDamaged(f"{self._path} is damaged: {error}") from None
+        self._require_own(state)
+        return state
+
+    def _require_own(self, state: State) -> None:
+        """Whoever copies a folder of the state to another volume's would have the one's snapshots
+        sealed, or dropped, as the other's.
+        """
+        place = state.place or {}
+        found = place.get("identity", self.identity), place.get("volume", self.volume)
+        if found != (self.identity, self.volume):
+            raise StateDamaged(f"{self._path} is that of {'/'.join(map(str, found))}")
 
     def save(self, state: State) -> None:
         """The commit point: replace the state file."""
@@ -231,7 +241,7 @@ class VolumeState:
         if name is None:
             return Bitmap()
         try:
-            found = Bitmap.from_bytes((self.directory / name).read_bytes())
+            found = Bitmap.from_bytes(read_small(self.directory / name, LARGEST))
         except OSError:
             found = None
         if found is None:
@@ -246,11 +256,12 @@ class VolumeState:
         return name
 
     def tidy(self, state: State) -> None:
-        """Remove every file that the state does not mention."""
+        """Remove every file that the state does not mention. A folder is nobody's leftover."""
         needed = state.files() | {"state.json", DAMAGED, "lock"}
         for path in self.directory.iterdir():
             if path.name not in needed:
-                path.unlink(missing_ok=True)
+                with suppress(IsADirectoryError):
+                    path.unlink(missing_ok=True)
 
 
 @contextmanager

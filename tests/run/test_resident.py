@@ -134,6 +134,7 @@ def test_beginnings_of_every_wrong_kind(site: Site) -> None:
             b"sparsebak.List+ vm name work\0",
             b"sparsebak.List+-x vm name work\0",
             b"sparsebak.List+ -vm name work\0",
+            b"sparsebak.Snapshot+" + b"x" * 3900 + b" vm name work\0",
         ):
             answer = raw(site, "List", head + b"not a request")
             assert (

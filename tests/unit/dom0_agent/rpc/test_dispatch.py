@@ -5,6 +5,9 @@ import errno
 import io
 import os
 import random
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from dom0_agent.rpc.heads import SERVICES
 from tests.kit import Site, change, fill
 from wire.messages import HEADER, HEADER_SIZE, KIND_STATUS, Request, Status
 from wire.status import Code
-from wire.stream import read_exactly
+from wire.stream import CutShort, read_exactly
 
 SIZE = 20 * 65536
 
@@ -249,3 +252,42 @@ def test_what_comes_is_read_whatever_is_asked_for_at_a_time(
             assert b"".join(iter(lambda: reader.read(100), b"")) == data[len(got) :]
     finally:
         os.close(reading)
+
+
+def test_a_caller_that_left_with_something_unread_has_ended_its_stream() -> None:
+    """The kernel says ECONNRESET then, where a socket that was read to its end says nothing."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(b"an answer")
+        theirs.sendall(b"ab")
+        theirs.close()
+        reader = streams.PatientReader(ours.fileno())
+        assert bytes(reader.read(2)) == b"ab"
+        with pytest.raises(CutShort):
+            read_exactly(reader, 1)
+
+
+CLOSED = ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-", ">/dev/full", ">/dev/full 2>/dev/full"]
+
+
+@pytest.mark.parametrize("how", CLOSED)
+def test_no_file_of_ours_is_taken_for_the_callers_stream(ready: Site, how: str) -> None:
+    """Where a standard stream is closed, the next file that is opened gets its number."""
+    service = Path(dispatch.__file__).with_name("run-service")
+    (ready.root / "request").write_bytes(Request(archive=archive_id(ready)).build())
+    environ = {
+        "SPARSEBAK_LIB": str(service.parent.parent.parent),
+        "SPARSEBAK_AGENT_CONFIG": str(ready.config),
+        "SPARSEBAK_PYTHON": sys.executable,
+        "QREXEC_REMOTE_DOMAIN": "backup-vm",
+        "QREXEC_REQUESTED_TARGET_TYPE": "keyword",
+        "QREXEC_REQUESTED_TARGET_KEYWORD": "adminvm",
+    }
+    command = f'exec "{service}" List <"{ready.root}/request" {how}'
+    ended = subprocess.run(["sh", "-c", command], env=environ, capture_output=True)
+    assert ended.returncode in ((0,) if how == "2>&-" else (1, 120))
+    # The status is the last frame, where the caller's stream is there.
+    assert ">" in how.replace("2>", "") or ended.stdout[-17:-12] == b"\0\x0c\0\0\0"
+    assert ended.stderr.count(b"\n") <= 2 and b"Traceback" not in ended.stderr
+    for path in (ready.state / "calls").iterdir():
+        assert path.read_bytes() == b"", path.name

@@ -45,3 +45,13 @@ def test_nobody_else_is_dom0(kind: str, target: str) -> None:
     if head is not None:
         with pytest.raises(Refused):
             understand(head)
+
+
+@pytest.mark.parametrize("service", ["Snapshot", "Restore"])
+def test_an_argument_too_long_is_the_callers_mistake(service: str) -> None:
+    words = parse_head(f"sparsebak.{service}+{'x' * 3900} backup-vm name work".encode())
+    assert words is not None
+    with pytest.raises(Refused) as refused:
+        understand(words)
+    assert refused.value.code == Code.BAD_REQUEST
+    assert len(str(refused.value)) < 500

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A volume's state on a disk that fails, and of other versions."""
 
+import os
+import random
 import shutil
 import threading
 import time
@@ -10,13 +12,14 @@ from typing import cast
 
 import pytest
 
+from backup_vm.agent.call import RefusedError
 from dom0_agent.admin import cli
 from dom0_agent.keyring import Keyring
 from dom0_agent.rpc.dispatch import Call
 from dom0_agent.rpc.volume_call import VolumeCall
 from dom0_agent.tracking.state import FORMAT, VolumeState, known_volumes
 from tests.faultfs import Fault, FaultFS
-from tests.kit import GRAIN, Site, fill
+from tests.kit import GRAIN, Site, change, fill
 from wire.status import Code, Refused
 
 
@@ -87,6 +90,36 @@ def test_a_damaged_state_is_set_aside_and_the_volume_compared(
     assert not done.full
 
 
+def test_another_volumes_state_is_set_aside(tmp_path: Path) -> None:
+    """As whoever copies a folder of the state for a qube's clone leaves it: nothing of the one is
+    sealed as the other's, and no snapshot of it is dropped.
+    """
+    site = Site(tmp_path / "site", volumes=("work/private", "vault/private"))
+    for seed, name in enumerate(site.volumes):
+        fill(site.image(name), 5 * GRAIN, seed)
+    site.backup()
+    vault, work = (VolumeState(site.state, name, "private").directory for name in ("vault", "work"))
+    with site.open() as archive:
+        agent = site.agent(archive)
+        listed = next(entry for entry in agent.list() if entry.qube == "vault")
+        offer = agent.snapshot("vault", "private", listed.session, 1, 0)
+        shutil.rmtree(work)
+        shutil.copytree(vault, work)
+        with (
+            pytest.raises(RefusedError, match="no such session"),
+            agent.extract("work", "private", offer.session, 0) as reply,
+        ):
+            list(reply.frames())
+    assert (work / "state.json.damaged").read_bytes() == (vault / "state.json").read_bytes()
+    assert len(site.snapshots("vault/private")) == 1
+    fill(site.image(), 5 * GRAIN, 3)
+    for _ in range(2):
+        site.backup()
+        assert list(site.images().values())[-1] == site.contents()
+    assert list(site.images("vault/private").values())[-1] == site.contents("vault/private")
+    site.verify_all()
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_state_from_before_the_release_is_set_aside(
     site: Site, number: int, capsys: pytest.CaptureFixture[str]
@@ -131,6 +164,63 @@ def test_a_state_disk_that_lost_a_file(tmp_path: Path, faultfs: FaultFS, error: 
     assert {one.qube: one.full for one in site.backup().done} == {"work": True, "vault": False}
     assert (faultfs.real / "volumes/work/private/state.json.damaged").exists()
     site.verify_all()
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _folder(path: Path) -> None:
+    (path / "within").mkdir(parents=True)
+
+
+def _without_end(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+@pytest.mark.parametrize("shown", [_fifo, _folder, _without_end])
+@pytest.mark.parametrize("file", ["*.map", "*.ids", "*.ids.pages", "*.log"])
+def test_what_is_no_file_of_ours_is_a_lost_one(
+    site: Site, file: str, shown: Callable[[Path], None]
+) -> None:
+    """As a damaged file system may show it: nothing waits for it, or reads it without end."""
+    fill(site.image(), 5 * GRAIN)
+    site.backup()
+    change(site.image(), random.Random(1))
+    site.monitor()
+    folder = VolumeState(site.state, "work", "private").directory
+    with site.open() as archive:
+        agent = site.agent(archive)
+        (entry,) = agent.list()
+        offer = agent.snapshot("work", "private", entry.session, 1, 0) if "log" in file else None
+        for _ in range(2 if offer else 0):
+            for path in folder.glob(file):
+                path.unlink()
+                shown(path)
+            with agent.extract("work", "private", offer.session, 0) as reply:
+                assert list(reply.frames())
+    for path in folder.glob(file):
+        path.unlink()
+        shown(path)
+    site.monitor()
+    for _ in range(3):
+        site.backup()
+        assert list(site.images().values())[-1] == site.contents()
+    assert not site.backup().done[0].full
+    site.verify_all()
+
+
+def test_a_folder_beside_the_state_and_one_named_as_a_snapshot_harm_nothing(site: Site) -> None:
+    fill(site.image(), 3 * GRAIN)
+    site.backup()
+    beside = VolumeState(site.state, "work", "private").directory / "copies"
+    like = site.pool / ".sparsebak/work/private/7-00000000.snap"
+    for folder in (beside, like):
+        _folder(folder)
+    site.monitor()
+    assert not site.backup().done[0].full
+    assert beside.is_dir() and like.is_dir()
 
 
 @pytest.mark.parametrize("command", ["Extract", "Commit", "Abort"])
