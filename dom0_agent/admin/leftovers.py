@@ -15,6 +15,7 @@ from typing import Any
 
 from common.durable import Busy, closing_fd, lock, make_directory
 from dom0_agent.admin.qubes_catalog import QubesCatalog
+from dom0_agent.admin.unfinished import abandoned
 from dom0_agent.catalog import VolumeCatalog
 from dom0_agent.config import Volume, recall, remember
 from dom0_agent.keyring import ArchiveKey
@@ -70,21 +71,16 @@ def let_start(state_dir: Path) -> list[str]:
     them; returns their names. What qubesd refuses is logged.
     """
     done = []
-    for path in sorted((state_dir / RESTORING).glob("*")):
+    for path, _ in abandoned(state_dir / RESTORING):
         try:
-            fd = lock(path)
-        except Busy:  # it continues
-            continue
-        with closing_fd(fd):
-            try:
-                with asking():
-                    domains = connect().domains
-                    if path.name not in domains:
-                        path.unlink(missing_ok=True)
-                    elif take_away(domains[path.name], path):
-                        done.append(path.name)
-            except Refused as refused:
-                log(WARNING, f"{path.name}, whose restore was killed: {refused}")
+            with asking():
+                domains = connect().domains
+                if path.name not in domains:
+                    path.unlink(missing_ok=True)
+                elif take_away(domains[path.name], path):
+                    done.append(path.name)
+        except Refused as refused:
+            log(WARNING, f"{path.name}, whose restore was killed: {refused}")
     return done
 
 

@@ -9,6 +9,7 @@ disposable may have the name: so the file has the UUID.
 """
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,27 +80,38 @@ def sweep(state_dir: Path) -> list[str]:
     refuses is logged and tried again the next time.
     """
     removed = []
-    for path in sorted((state_dir / OPENING).glob("*")):
+    for path, fd in abandoned(state_dir / OPENING):
         try:
-            fd = lock_fd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            with asking():
+                app = connect()
+                there = _is_the_one(app, path.name, _uuid(fd))
+        except Refused as refused:
+            log(WARNING, f"{path.name}, which 'open' did not finish: {refused}")
+            continue
+        if there and not remove(app, path.name):
+            continue
+        path.unlink()
+        if there:
+            removed.append(path.name)
+    return removed
+
+
+def abandoned(folder: Path) -> Iterator[tuple[Path, int]]:
+    """The files of a folder whose processes have died, each open and locked meanwhile. What is no
+    such file, or cannot be opened, keeps nobody from the others; the log says so.
+    """
+    for path in sorted(folder.glob("*")):
+        try:
+            fd = lock_fd(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
         except (Busy, FileNotFoundError):  # it continues, or has just ended
             continue
+        except OSError as error:
+            log(WARNING, f"{path} cannot be opened: {error.strerror}")
+            continue
         with closing_fd(fd):
-            if not os.fstat(fd).st_nlink:
-                continue
-            try:
-                with asking():
-                    app = connect()
-                    there = _is_the_one(app, path.name, _uuid(fd))
-            except Refused as refused:
-                log(WARNING, f"{path.name}, which 'open' did not finish: {refused}")
-                continue
-            if there and not remove(app, path.name):
-                continue
-            path.unlink()
-            if there:
-                removed.append(path.name)
-    return removed
+            status = os.fstat(fd)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink:
+                yield path, fd
 
 
 def _uuid(fd: int) -> bytes:

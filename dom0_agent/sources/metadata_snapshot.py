@@ -128,9 +128,12 @@ class MetadataSnapshot:
 
 
 def _read_mark(fd: int) -> str:
-    """What the file says; that nobody knows, where it cannot be read any more."""
+    """What the file says; that nobody knows, where it cannot be read any more or says nothing
+    that was written there.
+    """
     try:
-        return os.pread(fd, _MARK_SIZE, 0).decode("ascii", "replace").strip()
+        found = os.pread(fd, _MARK_SIZE, 0).decode("ascii", "replace").strip()
+        return found if found.isdecimal() or found == _NONE else _UNSURE
     except OSError as error:
         if error.errno not in UNREADABLE:
             raise

@@ -10,6 +10,7 @@ from dom0_agent.tracking.committing import opened_ids, prove
 from dom0_agent.tracking.progress import ArchiveProgress, Pending
 from dom0_agent.tracking.state import State, VolumeState
 from wire.messages import Request
+from wire.status import Code, Refused
 
 CLOCK_SLACK = 600
 """Seconds by which the time that a caller proposes for its run may differ from dom0's clock."""
@@ -28,8 +29,8 @@ def next_session(
     """
     full = not _builds_on(store, progress, archive, request, dedup_domain.hex())
     session = os.urandom(16).hex()
-    progress.mark = max(progress.mark, request.number) + 1
     progress.mark_time = _session_time(progress.mark_time, request.time)
+    progress.mark = max(progress.mark, request.number) + 1
     return Pending(
         session=session,
         snapshot=state.sequence,
@@ -71,7 +72,7 @@ def _builds_on(
 
 def _session_time(last: int, untrusted_time: int) -> int:
     """Unix seconds: the run's time as the caller proposes it, if near to now, else now; never
-    ``last``, an earlier one's.
+    ``last``, an earlier one's. Refused for so many that their times run ahead of the clock.
 
     Later than that, for sessions are named by their times: a caller must not get two of one name
     sealed. Only where the earlier one is further ahead than callers get (dom0's clock was wrong),
@@ -81,4 +82,9 @@ def _session_time(last: int, untrusted_time: int) -> int:
     # caller, who alone knows what belongs to a run, but only near its own clock.
     now = int(clock.time())
     time = untrusted_time if abs(untrusted_time - now) <= CLOCK_SLACK else now
-    return last + 1 if time <= last <= now + 2 * CLOCK_SLACK else time
+    furthest = now + 2 * CLOCK_SLACK
+    if not time <= last <= furthest:
+        return time
+    if last == furthest:
+        raise Refused(Code.BUSY, "sessions were begun faster than the clock goes, for too long")
+    return last + 1

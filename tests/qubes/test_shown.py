@@ -15,6 +15,7 @@ import pytest
 from dom0_agent.admin import cli, last_backup
 from dom0_agent.admin.catalog import ask
 from dom0_agent.admin.leftovers import let_start
+from dom0_agent.admin.unfinished import OPENING
 from dom0_agent.config import Pool, Volume, load
 from dom0_agent.qubesd import connect
 from dom0_agent.targets.qubesd import RESTORING, TAG, InProgress, QubesImport
@@ -163,6 +164,22 @@ def test_what_a_killed_restore_left_is_taken_away(qubes: QubesSite) -> None:
     assert cli.main(["--config", str(qubes.config), "monitor", "--quiet"]) == 0
     assert TAG not in tags(qubes) and not left(qubes)
     assert TAG in qubes.qubesd.qubes["vault"].tags
+
+
+@pytest.mark.parametrize("folder", [RESTORING, OPENING])
+def test_what_is_no_file_of_ours_there_keeps_no_qube_from_starting(
+    qubes: QubesSite, folder: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    state_dir = load(qubes.config).state_dir
+    (state_dir / RESTORING).mkdir()
+    (state_dir / RESTORING / "work").touch()
+    qubes.qubesd.qubes["work"].tags.add(TAG)
+    (state_dir / folder / "a-folder").mkdir(parents=True)
+    os.mkfifo(state_dir / folder / "fifo")
+    (state_dir / folder / "gone-with-its-disk").symlink_to("gone-with-its-disk")
+    assert cli.main(["--config", str(qubes.config), "monitor", "--quiet"]) == 0
+    assert TAG not in tags(qubes) and not (state_dir / RESTORING / "work").exists()
+    assert "a-folder cannot be opened: Is a directory" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["list", "tag"])

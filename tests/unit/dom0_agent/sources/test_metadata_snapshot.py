@@ -3,11 +3,14 @@
 tests/lvm.
 """
 
+from pathlib import Path
+
 import pytest
 
 from dom0_agent.sources import metadata_snapshot
 from dom0_agent.sources.metadata_snapshot import MetadataSnapshot, ThinDevice
 from tests.faultfs import Fault, FaultFS
+from wire.status import Refused
 
 
 class Pool(ThinDevice):
@@ -20,6 +23,35 @@ class Pool(ThinDevice):
 
     def message(self, text: str) -> None:
         self.held = "77" if text == "reserve_metadata_snap" else "-"
+
+
+@pytest.mark.parametrize("said", [bytes(32), b"7" + bytes(31), b"unsu", b"\xff" * 32, b"-1"])
+def test_a_mark_that_was_never_written_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """Zeros, as XFS may leave them in a crash: what we may have left is not another's for ever."""
+    monkeypatch.setattr(metadata_snapshot, "PATIENCE", 0.2)
+    monkeypatch.setattr(metadata_snapshot, "_POLL", 0.05)
+    pool, mark = Pool("group", "pool"), tmp_path / "group+pool"
+    mark.write_bytes(said)
+    pool.held = "12"
+    with MetadataSnapshot(pool, mark):
+        assert pool.held == "77"
+    assert pool.held == "-" and not mark.read_text().strip()
+
+
+@pytest.mark.parametrize("said", [b"", b" " * 32, b"13".ljust(32)])
+def test_what_is_not_ours_is_not_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(metadata_snapshot, "PATIENCE", 0.2)
+    monkeypatch.setattr(metadata_snapshot, "_POLL", 0.05)
+    pool, mark = Pool("group", "pool"), tmp_path / "group+pool"
+    mark.write_bytes(said)
+    pool.held = "12"
+    with pytest.raises(Refused, match="another program holds"), MetadataSnapshot(pool, mark):
+        pass
+    assert pool.held == "12"
 
 
 @pytest.mark.parametrize("held", ["-", "12"])
