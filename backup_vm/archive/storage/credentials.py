@@ -66,8 +66,10 @@ _SECRETS = (
 )
 _SENDABLE = re.compile(r"[\x20-\x7e]*")
 _REGION = re.compile(r"[A-Za-z0-9._-]*")
-_NAME = re.compile(r"(?:[A-Za-z0-9_-]+\.)*[A-Za-z_-][A-Za-z0-9_-]*\.?")
-"""Of a host: the last part does not begin with a digit, as those of addresses do."""
+_NAME = re.compile(r"(?:[A-Za-z0-9_-]+\.)*(?!(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?$)[A-Za-z0-9_-]+\.?")
+"""Of a host. One whose last part is a number is an address (https://url.spec.whatwg.org,
+"ends-in-a-number checker").
+"""
 
 
 def require_usable(environment: Mapping[str, str]) -> None:
