@@ -18,6 +18,7 @@ from backup_vm.archive.parameters import NAME, Parameters
 from backup_vm.archive.parameters import load as load_parameters
 from backup_vm.archive.storage import Storage, is_remote, open_storage
 from backup_vm.errors import DamagedError, ForbiddenError, NoRoomError, SparsebakError
+from common.existing import is_file
 
 _REMOVING = reserve.MAKING_ROOM - {"scrub"}
 """Commands that do make room: scrub reads all and makes none."""
@@ -245,7 +246,7 @@ def _require_outside_others(location: str | Path) -> None:
     if is_remote(location):
         return
     for folder in Path(os.path.realpath(location)).parents:
-        if not (folder / NAME).is_file():
+        if not is_file(folder / NAME):
             continue
         try:
             with closing(open_storage(folder)) as storage:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.durable import Busy, closing_fd, lock, make_directory
+from common.existing import children
 from dom0_agent.admin.qubes_catalog import QubesCatalog
 from dom0_agent.catalog import VolumeCatalog
 from dom0_agent.config import Volume, recall, remember
@@ -70,7 +71,7 @@ def let_start(state_dir: Path) -> list[str]:
     them; returns their names. What qubesd refuses is logged.
     """
     done = []
-    for path in sorted((state_dir / RESTORING).glob("*")):
+    for path in children(state_dir / RESTORING):
         try:
             fd = lock(path)
         except Busy:  # it continues

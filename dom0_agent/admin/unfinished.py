@@ -24,6 +24,7 @@ from common.durable import (
     pwrite_all,
     still_named,
 )
+from common.existing import children
 from dom0_agent.admin.tags import READER_TAG
 from dom0_agent.log import WARNING, log
 from dom0_agent.qubesd import asking, connect
@@ -79,7 +80,7 @@ def sweep(state_dir: Path) -> list[str]:
     refuses is logged and tried again the next time.
     """
     removed = []
-    for path in sorted((state_dir / OPENING).glob("*")):
+    for path in children(state_dir / OPENING):
         try:
             fd = lock_fd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
         except (Busy, FileNotFoundError):  # it continues, or has just ended
