@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from common.existing import is_dir
+
 
 class Busy(Exception):
     """Somebody else holds the lock."""
@@ -130,7 +132,7 @@ def pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 def make_directory(directory: Path, mode: int = 0o700) -> None:
     """Create a directory and its parents durably; nothing happens when it is there."""
-    if directory.is_dir():
+    if is_dir(directory):
         return
     make_directory(directory.parent, mode)
     directory.mkdir(mode=mode, exist_ok=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.durable import UNREADABLE, read_small
+from common.existing import is_dir
 from dom0_agent.log import ERROR, log
 from wire import CHUNK_SIZES, FORMAT, other_format
 from wire.chunks import KEY_SIZE, SUITE_BLAKE2B, SUITES, DomainKeys, Keys
@@ -92,7 +93,7 @@ class Keyring:
             yield load(path)
 
     def _paths(self) -> list[Path]:
-        if not self.directory.is_dir():
+        if not is_dir(self.directory):
             return []
         return sorted(path for path in self.directory.iterdir() if not path.name.startswith("."))
 
@@ -113,7 +114,7 @@ class Keyring:
     def _get(self, archive_id: bytes) -> ArchiveKey | None:
         if archive_id not in self._asked_for:
             path = self.place(archive_id)
-            if not path.is_dir():
+            if not is_dir(path):
                 return None
             self._asked_for[archive_id] = load(path)
         return self._asked_for[archive_id]

@@ -125,6 +125,7 @@ PARTS = {
         "common/bits",
         "common/checked",
         "common/durable",
+        "common/existing",
         "tracking/__",
         "tracking/chunk_ids",
         "tracking/committing",

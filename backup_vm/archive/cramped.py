@@ -21,6 +21,7 @@ from backup_vm.archive.storage.beneath import file_system
 from backup_vm.archive.storage.workspace import scratch_name
 from backup_vm.errors import DamagedError, ForbiddenError, SparsebakError
 from common.durable import closing_fd, sync_directory, sync_file
+from common.existing import exists
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
@@ -77,7 +78,7 @@ def move_catalog(archive: "Archive") -> None:
         workspace.database(catalog_file.NAME)  # DamagedError: SQLite must not see it, here or there
         path = catalog_file.copy(workspace, Path(folder.name))
         archive.storage.check()
-        if path.exists():
+        if exists(path):
             workspace.discard(catalog_file.NAME)
             archive.storage.sync()  # some file systems give its room to nobody before
     except BaseException as error:
@@ -91,7 +92,7 @@ def move_catalog(archive: "Archive") -> None:
 def _half_written(path: Path) -> bool:
     """Whether a journal is beside it that nobody has played back."""
     journal = path.with_name(path.name + catalog_file.JOURNAL)
-    return journal.exists() and journal.stat().st_size > 0
+    return exists(journal) and journal.stat().st_size > 0
 
 
 def put_back(archive: "Archive") -> None:

@@ -18,6 +18,7 @@ from backup_vm.archive.holes import holes, may_have_holes
 from backup_vm.archive.image import split
 from backup_vm.archive.storage import TEMPORARY
 from backup_vm.errors import DamagedError, UnreadableError
+from common.existing import exists
 from wire.chunks import ZERO_ID
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _resumable(
             full = False
         except sqlite3.DatabaseError as error:
             full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
-            if not full and not (catalog_file.is_damage(error) and place.exists()):
+            if not full and not (catalog_file.is_damage(error) and exists(place)):
                 raise
         archive.storage.workspace.discard(GATHERED)
         del archive.warnings[warned:]

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Self
 from backup_vm.archive.catalog_base import VERSION, contents, contents_of
 from backup_vm.archive.joining import Part, column, joined
 from backup_vm.archive.packs import checksum
+from common.existing import exists
 from wire.chunks import ID_SIZE
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Gathering:
         """Take up what a run that was cut off has left; False where that fits no more.
         ``sizes``: of the packs there are.
         """
-        if not self._path.exists():
+        if not exists(self._path):
             return False
         with suppress(sqlite3.DatabaseError):
             db = self._open()

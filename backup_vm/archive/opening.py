@@ -18,6 +18,7 @@ from backup_vm.archive.parameters import NAME, Parameters
 from backup_vm.archive.parameters import load as load_parameters
 from backup_vm.archive.storage import Storage, is_remote, open_storage
 from backup_vm.errors import DamagedError, ForbiddenError, NoRoomError, SparsebakError
+from common.existing import is_file
 
 _REMOVING = reserve.MAKING_ROOM - {"scrub"}
 """Commands that do make room: scrub reads all and makes none."""
@@ -243,7 +244,7 @@ def archive_around(place: str | Path) -> tuple[Path, str] | None:
     not there yet; None where it is in none.
     """
     for folder in Path(os.path.realpath(place)).parents:
-        if not (folder / NAME).is_file():
+        if not is_file(folder / NAME):
             continue
         try:
             with closing(open_storage(folder)) as storage:

@@ -39,6 +39,7 @@ from backup_vm.archive.listing import Listing
 from backup_vm.archive.remembered import Remembered, end_replacing
 from backup_vm.archive.storage import TEMPORARY
 from backup_vm.errors import DamagedError
+from common.existing import exists
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
@@ -92,7 +93,7 @@ def _opened(archive: "Archive") -> ChunkCatalog | None:
     try:
         moved = archive.moved(catalog_file.NAME)
         path = moved or workspace.database(catalog_file.NAME)
-        if not (moved.exists() if moved else workspace.exists(catalog_file.NAME)):
+        if not (exists(moved) if moved else workspace.exists(catalog_file.NAME)):
             # Of an archive as it was none is ever kept.
             past = archive.storage.elsewhere and not archive.storage.writable()
             if archive.session_files() and not past:

@@ -16,6 +16,7 @@ from backup_vm.cli.options import (
 from backup_vm.cli.reading import reading_options
 from backup_vm.cli.writing import output_options
 from backup_vm.terminal.text import size_text
+from common.existing import exists, is_file
 from wire.merkle import chunk_count
 
 if TYPE_CHECKING:
@@ -88,14 +89,14 @@ def _require_target(context: Context, target: Path) -> None:
     if options.onto:
         if options.source is not None:
             raise UsageError("--onto reads an archive", "leave out --from, or write to a file: -o")
-        if not target.is_file():
+        if not is_file(target):
             raise SparsebakError(f"{target} is no image file", "to make one: -o")
         context.confirm(f"Replace the present contents of {target}?")
-    elif target.exists() and not target.is_file():
+    elif exists(target) and not is_file(target):
         raise SparsebakError(f"{target} is not a regular file", "choose another name")
-    elif target.exists() and not options.force and target.stat().st_size:
+    elif exists(target) and not options.force and target.stat().st_size:
         raise SparsebakError(f"{target} exists", "choose another name, or replace it with --force")
-    elif target.exists():
+    elif exists(target):
         from backup_vm.jobs.onto import require_unused
 
         require_unused(target)

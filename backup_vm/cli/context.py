@@ -22,6 +22,7 @@ from backup_vm.errors import (
 from backup_vm.paths import QREXEC_CLIENT, expanded
 from backup_vm.terminal import output
 from backup_vm.terminal.text import count_text, journal_prefix
+from common.existing import exists
 from common.text import printable
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Context:
 
     def has_agent(self) -> bool:
         """Whether an agent was named, or is to be expected on this machine."""
-        return self.setting("agent", "SPARSEBAK_AGENT") is not None or QREXEC_CLIENT.exists()
+        return self.setting("agent", "SPARSEBAK_AGENT") is not None or exists(QREXEC_CLIENT)
 
     def dom0_asks(self) -> bool:
         """Whether qrexec's policy is between here and the agent: then dom0 asks before anything

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
 from backup_vm.errors import Exit
+from common.existing import exists
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +57,7 @@ def _look(context: Context) -> "Iterator[Finding]":
     from backup_vm.jobs import doctor
 
     file = context.settings_file()
-    known = file is not None and file.exists()
+    known = file is not None and exists(file)
     yield doctor.Finding(
         doctor.GOOD,
         f"settings: {file}" if known else "no settings file; options and environment are used",

@@ -18,6 +18,7 @@ from backup_vm.cli.options import (
     path,
     rate_option,
 )
+from common.existing import is_file
 
 if TYPE_CHECKING:
     from backup_vm.archive.sessions import Session
@@ -91,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     if options.passphrase_file is None and folder:
         given = Path(folder) / CREDENTIAL
-        options.passphrase_file = given if given.is_file() else None
+        options.passphrase_file = given if is_file(given) else None
     begun = time.monotonic()
     with Scratch(options.scratch) as scratch:
         with context.contents(needs_key=True) as contents:

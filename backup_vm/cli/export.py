@@ -12,6 +12,7 @@ from backup_vm.cli.context import Context
 from backup_vm.cli.options import key_option, session_option, volume_argument
 from backup_vm.cli.writing import stream_options
 from backup_vm.terminal.text import size_text
+from common.existing import exists
 
 if TYPE_CHECKING:
     from backup_vm.volumes import Chosen
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
             )
         if context.json:
             raise UsageError("what is exported is not JSON", "with --json give -o FILE")
-    elif target.exists() and not options.force:
+    elif exists(target) and not options.force:
         raise SparsebakError(f"{target} exists", "choose another name, or replace it with --force")
     with context.session(needs_key=options.format != "sealed") as chosen:
         _write(context, chosen, target)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import given, retention_option
 from backup_vm.errors import AgentError
+from common.existing import exists
 from wire import CHUNK_SIZES, FORMAT
 from wire.chunks import SUITES
 from wire.messages import MODE_OPEN
@@ -184,7 +185,7 @@ def _settings_to_make(context: Context, place: str) -> tuple[Path, str]:
     place = place if is_remote(place) else str(Path(place).resolve())
     if not place.isprintable():
         raise UsageError(f"{place}: settings cannot hold this name", "leave --default out")
-    if file.exists():
+    if exists(file):
         raise SparsebakError(f"{file} exists already", f"write into it: archive = {_quoted(place)}")
     return file, place
 

@@ -14,6 +14,7 @@ from backup_vm.cli.options import given, key_option
 from backup_vm.errors import Exit, SparsebakError, UsageError
 from backup_vm.paths import expanded
 from backup_vm.terminal import output
+from common.existing import exists
 from common.override import override
 from common.text import printable, session_name
 
@@ -122,7 +123,7 @@ def _parameters(
         return parameters.parse(described, f"{parameters.NAME} in it")
     above = [folder, *folder.parents[:2]] if folder else []
     for one in above:
-        if (one / parameters.NAME).exists():
+        if exists(one / parameters.NAME):
             return parameters.load(LocalStorage(one))
     if folder is None:
         return parameters.load(storage)

@@ -16,6 +16,7 @@ from backup_vm.cli.context import Context
 from backup_vm.cli.options import path, session_option, volume_argument
 from backup_vm.cli.reading import partition_option, reading_options
 from backup_vm.terminal import output
+from common.existing import is_dir
 
 if TYPE_CHECKING:
     from backup_vm.jobs.file_tree import FileTree
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
     context = Context(options)
     try:
-        empty = options.folder.is_dir() and not any(options.folder.iterdir())
+        empty = is_dir(options.folder) and not any(options.folder.iterdir())
     except OSError as error:
         if error.errno != errno.ENOTCONN:
             raise

@@ -15,6 +15,7 @@ from backup_vm import cli, failures
 from backup_vm.cli.options import key_option, path, session_option
 from backup_vm.errors import Exit
 from backup_vm.terminal import output
+from common.existing import is_dir, is_file
 from common.memory import keep_out_of_cores
 from common.parser import PLAIN
 from common.text import printable
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     folder = options.path.absolute()
     archive = next(
-        (one for one in (folder, *folder.parents) if (one / "archive.toml").is_file()), None
+        (one for one in (folder, *folder.parents) if is_file(one / "archive.toml")), None
     )
     if archive is None:
         output.complain(
@@ -68,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
     if not volume:
         known = (
             [folder.name for folder in (archive / "volumes").iterdir()]
-            if (archive / "volumes").is_dir()
+            if is_dir(archive / "volumes")
             else []
         )
         if len(known) != 1:

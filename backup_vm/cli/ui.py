@@ -10,6 +10,7 @@ from backup_vm.cli.context import Context
 from backup_vm.cli.options import key_option
 from backup_vm.errors import SparsebakError
 from backup_vm.terminal import output
+from common.existing import is_file
 
 
 def add_to(commands: Any) -> None:
@@ -95,7 +96,7 @@ def _key_file(options: argparse.Namespace) -> str | None:
     once.
     """
     file = options.passphrase_file
-    if file is not None and not file.is_file():
+    if file is not None and not is_file(file):
         raise SparsebakError(f"{file} is not a regular file", "or type the passphrase in the page")
     return file and str(file.absolute())
 

@@ -11,6 +11,7 @@ from backup_vm.cli.options import dry_run_option, given, part_options, path, rat
 from backup_vm.cli.writing import file_path
 from backup_vm.errors import SparsebakError, UsageError
 from backup_vm.paths import expanded
+from common.existing import exists
 
 if TYPE_CHECKING:
     from backup_vm.jobs.upkeep.plan import Setup
@@ -94,7 +95,7 @@ def _setup(context: Context) -> "Setup":
     options, settings = context.options, context.settings_file()
     file: Path | None = options.rules or (settings and settings.with_name("upkeep.toml"))
     setup = Setup()
-    if file is not None and (options.rules or file.exists()):
+    if file is not None and (options.rules or exists(file)):
         setup = load(file)
     place = options.place or setup.place
     if not place:

@@ -16,6 +16,7 @@ from typing import IO, Any, cast
 from backup_vm import failures, stopping
 from backup_vm.errors import SparsebakError
 from common.durable import sync_directory
+from common.existing import is_file
 from common.text import take_any_letters
 
 _HANGUP = 1.0
@@ -193,7 +194,7 @@ _PAGE = b"<!doctype html>"
 def write_page(target: Path, text: str) -> None:
     """Write a page of HTML in place of the one that was there. Nothing else is replaced by it."""
     begins = b""
-    if target.is_file():
+    if is_file(target):
         with suppress(OSError), open(target, "rb") as file:  # one that cannot be read is replaced
             begins = file.read(len(_PAGE))
     if begins and begins.lower() != _PAGE:

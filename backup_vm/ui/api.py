@@ -19,6 +19,7 @@ from backup_vm.ui.downloads import Downloads
 from backup_vm.ui.program import Failed, Program
 from backup_vm.ui.queue import Queue, QueueFull
 from backup_vm.ui.reads import Reads
+from common.existing import exists
 from wire.slots import BadRecoveryKey, parse_recovery
 
 PATIENCE = 20.0
@@ -81,7 +82,7 @@ class Api:
             "keyed": keyed,
             "recovery": self._recovery,
             "pins": self._pins,
-            "systemd": SYSTEMD.exists(),
+            "systemd": exists(SYSTEMD),
         }
 
     async def _doctor(self, request: web.Request) -> dict[str, Any]:
@@ -128,7 +129,7 @@ class Api:
 
     async def _here(self, request: web.Request) -> dict[str, Any]:
         """What setup says for this machine: what dom0 is told that this qube is called."""
-        return {"qube": socket.gethostname() if QREXEC_CLIENT.exists() else None}
+        return {"qube": socket.gethostname() if exists(QREXEC_CLIENT) else None}
 
     async def _news(self, request: web.Request) -> dict[str, Any]:
         return await self.queue.news(_number(request.query, "since"), PATIENCE)

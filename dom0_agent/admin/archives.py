@@ -21,6 +21,7 @@ from common.durable import (
     sync_directory,
     write_synced,
 )
+from common.existing import exists, is_dir
 from dom0_agent.keyring import ArchiveKey, Keyring, check, digest, load
 from dom0_agent.log import WARNING, log
 from dom0_agent.tracking.state import PATIENCE
@@ -74,7 +75,7 @@ def keep(keyring: Keyring, archive: ArchiveKey, master: bytes) -> None:
     """
     make_directory(keyring.directory)
     with _alone(keyring.directory):
-        if archive.directory.exists():
+        if exists(archive.directory):
             if is_sound(archive.directory):
                 raise Refused(
                     Code.BUSY,
@@ -101,7 +102,7 @@ def sweep(keyring: Keyring) -> None:
     """Remove what was left, with a key in it, where an archive's making or removal was killed. Not
     while somebody makes or removes one.
     """
-    if keyring.directory.is_dir():
+    if is_dir(keyring.directory):
         with suppress(Refused), _alone(keyring.directory, patience=0):
             pass
 
@@ -131,7 +132,7 @@ def _set_aside(damaged: Path) -> None:
     name.
     """
     aside = damaged.with_name(f".{damaged.name}.damaged")
-    if aside.exists():
+    if exists(aside):
         shutil.rmtree(aside)
     os.rename(damaged, aside)
     log(WARNING, f"{damaged} is damaged; set aside as {aside.name}")

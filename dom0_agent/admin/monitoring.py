@@ -17,6 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+from common.existing import is_dir
 from common.text import reason
 from dom0_agent.config import Volume
 from dom0_agent.keyring import Keyring
@@ -89,7 +90,7 @@ class _Batch:
         self._turns = [
             _Turn(state_dir, volume)
             for volume in volumes
-            if VolumeState.of(state_dir, volume).directory.is_dir()
+            if is_dir(VolumeState.of(state_dir, volume).directory)
         ]
 
     def run(self) -> list[Outcome]:

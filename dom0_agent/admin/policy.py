@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.durable import replace
+from common.existing import exists
 
 FOLDER = Path("/etc/qubes/policy.d")
 RELEASE = Path("/etc/qubes-release")
@@ -33,8 +34,8 @@ def out_of_date() -> bool:
     """Whether rules for Qubes OS 4.2 have to be put there, or taken away after an upgrade."""
     place = FOLDER / OF_4_2
     if not is_4_2():
-        return place.exists()
-    return not place.exists() or place.read_bytes() != _SHIPPED.read_bytes()
+        return exists(place)
+    return not exists(place) or place.read_bytes() != _SHIPPED.read_bytes()
 
 
 def bring_up_to_date() -> None:
@@ -50,11 +51,11 @@ def bring_up_to_date() -> None:
 def problems() -> list[str]:
     """What is wrong with the rules that are there, in words."""
     found, rules, old = [], FOLDER / RULES, FOLDER / _OLD
-    if not rules.exists():
+    if not exists(rules):
         found.append(
             f"{rules} is missing, so that every call is refused; install sparsebak-dom0 again"
         )
-    if old.exists():
+    if exists(old):
         found.append(
             f"{old} is of an older sparsebak, and decides before your own rules do: remove"
             " it; changes that you made in it belong into 30-user.policy"

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from common.existing import is_file
 from common.override import override
 from common.text import session_name
 from dom0_agent.admin.qubes_options import TAG_PREFIX, QubesOptions
@@ -275,7 +276,7 @@ class QubesCatalog(VolumeCatalog):
             if unwanted:
                 yield Skipped(f"{qube}/{volume}", unwanted)
             wanted = unwanted is None
-        if not wanted or not documents_are_taken_down() or not path.is_file():
+        if not wanted or not documents_are_taken_down() or not is_file(path):
             return
         name = f"{qube}/{volume}"
         # In the future: the clock was ahead, as that of a machine often is until somebody sets it.
@@ -293,7 +294,7 @@ def _is_without_document(one: Volume | Skipped) -> bool:
     return (
         isinstance(one, Volume)
         and one.pool.driver == SETTINGS
-        and not (one.pool.path / one.vid).is_file()
+        and not is_file(one.pool.path / one.vid)
     )
 
 

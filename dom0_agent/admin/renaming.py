@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common.durable import Busy, closing_fd, lock, make_directory, sync_directory
 from common.durable import replace as replace_file
+from common.existing import exists, is_dir
 from dom0_agent.log import ERROR, INFO, log
 from dom0_agent.tracking.identities import DOM0, Identities, Known, load, place, written
 from dom0_agent.tracking.state import VolumeState, known_volumes
@@ -48,7 +49,7 @@ def change(state_dir: Path, rule: Callable[[Identities], Identities]) -> Identit
             replace_file(place(state_dir), after.to_bytes())
             for line in _words(before, after):
                 log(INFO, line)
-        if not written(state_dir).exists():
+        if not exists(written(state_dir)):
             written(state_dir).touch(0o600)
             sync_directory(state_dir)
         return after._replace(kept=True)
@@ -68,7 +69,7 @@ def _words(before: Identities, after: Identities) -> Iterable[str]:
 
 def nothing_kept(state_dir: Path) -> Callable[[str], bool]:
     """Tells of an identity whether nothing is kept of its volumes."""
-    return lambda identity: not (state_dir / "volumes" / identity).is_dir()
+    return lambda identity: not is_dir(state_dir / "volumes" / identity)
 
 
 def rebuilt(state_dir: Path) -> Identities:

@@ -7,6 +7,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from common.existing import is_dir
 from dom0_agent.admin.catalog import ask
 from dom0_agent.admin.qubes_options import qubes_options
 from dom0_agent.config import Config
@@ -41,7 +42,7 @@ def untagged(config: Config) -> tuple[str, list[Any]]:
         new = [
             app.domains[qube]
             for qube in sorted(qubes)
-            if not (config.state_dir / "volumes" / qubes[qube]).is_dir() and qube in app.domains
+            if not is_dir(config.state_dir / "volumes" / qubes[qube]) and qube in app.domains
         ]
     return vms[0], tagged(new, TAG, False)
 

@@ -25,6 +25,7 @@ from common.durable import (
     pwrite_all,
     still_named,
 )
+from common.existing import children
 from dom0_agent.admin.tags import READER_TAG
 from dom0_agent.log import WARNING, log
 from dom0_agent.qubesd import asking, connect
@@ -100,7 +101,7 @@ def abandoned(folder: Path) -> Iterator[tuple[Path, int]]:
     """The files of a folder whose processes have died, each open and locked meanwhile. What is no
     such file, or cannot be opened, keeps nobody from the others; the log says so.
     """
-    for path in sorted(folder.glob("*")):
+    for path in children(folder):
         try:
             fd = lock_fd(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
         except (Busy, FileNotFoundError):  # it continues, or has just ended

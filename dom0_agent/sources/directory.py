@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 
 from common.durable import closing_fd, make_directory, sync_directory
+from common.existing import is_dir
 from common.override import override
 from dom0_agent.config import Volume
 from dom0_agent.sources import Range, Source, snapshot_name, snapshot_numbers
@@ -109,7 +110,7 @@ class DirectorySource(Source):
     @override
     def snapshots(self) -> set[int]:
         try:
-            if not self._store.is_dir():
+            if not is_dir(self._store):
                 return set()
             with os.scandir(self._store) as found:
                 names = [one.name for one in found if not one.is_dir(follow_symlinks=False)]

@@ -9,6 +9,7 @@ dom0 knew when it was restored.
 from pathlib import Path
 
 from common.durable import make_directory
+from common.existing import is_file
 from common.override import override
 from dom0_agent.config import DATA_LIMIT, Pool, Volume
 from dom0_agent.sources.file import FileSource
@@ -34,7 +35,7 @@ def waiting(state_dir: Path, qube: str, volume: str) -> tuple[Path, bool] | None
     document counts as older, which gives a qube less.
     """
     newest, older = place(state_dir, qube, volume), place(state_dir, qube, volume, True)
-    found = [path for path in (newest, older) if path.is_file()]
+    found = [path for path in (newest, older) if is_file(path)]
     if not found:
         return None
     return max(found, key=lambda path: path.stat().st_mtime_ns), older in found

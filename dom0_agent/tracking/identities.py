@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from common import checked
 from common.durable import UNREADABLE, read_small
+from common.existing import exists
 from wire.names import BadName, new_identity, parse_identity, parse_name
 from wire.status import Code, Refused
 
@@ -87,7 +88,7 @@ def load(state_dir: Path) -> Identities:
     try:
         return _from_bytes(read_small(path))
     except FileNotFoundError:
-        if not written(state_dir).exists():
+        if not exists(written(state_dir)):
             return Identities()
         problem = "is missing"
     except OSError as error:

@@ -32,6 +32,7 @@ from common.durable import (
     sync_directory,
     write_synced,
 )
+from common.existing import children, exists, is_dir
 from dom0_agent.bitmap import LARGEST, Bitmap
 from dom0_agent.config import Volume, remember
 from dom0_agent.log import ERROR, WARNING, log
@@ -142,7 +143,7 @@ class VolumeState:
 
     def is_kept(self) -> bool:
         """Whether anything is known of the volume."""
-        return self._path.exists()
+        return exists(self._path)
 
     def uses(self) -> int:
         """A number that goes up by one when the lock is taken, and when it is given back."""
@@ -289,8 +290,8 @@ def known_volumes(state_dir: Path) -> Iterator[tuple[str, str]]:
     """Identities of qubes, and names of their volumes, that dom0 remembers anything of; in
     order.
     """
-    for path in sorted((state_dir / "volumes").glob("*/*")):
-        if not path.is_dir():  # nothing of ours
+    for path in (one for folder in children(state_dir / "volumes") for one in children(folder)):
+        if not is_dir(path):  # nothing of ours
             continue
         try:
             yield parse_identity(path.parent.name), parse_name(path.name, "volume")

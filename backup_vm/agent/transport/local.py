@@ -14,6 +14,7 @@ from typing import IO
 from backup_vm.agent.transport import Connection, Transport
 from backup_vm.agent.transport.spawning import spawn
 from backup_vm.errors import AgentError
+from common.existing import exists, is_file
 from common.override import override
 
 _TREE = Path(__file__).resolve().parents[3]
@@ -25,7 +26,7 @@ class LocalTransport(Transport):
     """Service files of this machine, as child processes."""
 
     def __init__(self, config: Path, caller: str) -> None:
-        if not config.is_file():
+        if not is_file(config):
             raise AgentError(
                 f"there is no agent configuration {config}", "name it as --agent local:AGENT.TOML"
             )
@@ -36,7 +37,7 @@ class LocalTransport(Transport):
         self, service: str, qube: str | None, volume: str, stdin: IO[bytes] | None = None
     ) -> Connection:
         name = f"sparsebak.{service}"
-        file = next((folder / name for folder in SERVICE_FOLDERS if (folder / name).exists()), None)
+        file = next((folder / name for folder in SERVICE_FOLDERS if exists(folder / name)), None)
         if file is None:
             raise AgentError(
                 f"{name} is not installed on this machine", "install the agent's package"

@@ -26,6 +26,7 @@ from backup_vm.archive.storage.objects import Entry
 from backup_vm.archive.storage.workspace import LocalWorkspace
 from backup_vm.errors import SparsebakError
 from common.durable import make_directory
+from common.existing import is_dir
 from common.override import override
 
 _COPY = re.compile(r"(?P<of>.+@[0-9a-f]{16})-(?P<checksum>[0-9a-f]{16})", re.DOTALL)
@@ -74,7 +75,7 @@ class Cache:
         return (
             isinstance(error, OSError)
             and error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-            and self.own.is_dir()
+            and is_dir(self.own)
             and _ours(self.root)
         )
 
@@ -282,7 +283,7 @@ def _checksum(path: Path, size: int) -> str | None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    if is_dir(path) and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from backup_vm.errors import SparsebakError, UsageError
+from common.existing import exists
 
 ASKED = "SPARSEBAK_INSTANCE_CREDENTIALS"
 CREDENTIALS = {
@@ -115,7 +116,7 @@ def require_credentials(url: str, environment: Mapping[str, str]) -> None:
     )
     if (
         any(all(environment.get(name) for name in names) for names in CREDENTIALS[kind])
-        or (kind == "gs" and google.exists())
+        or (kind == "gs" and exists(google))
         or environment.get(ASKED, "") not in ("", "0")
     ):
         return

@@ -22,6 +22,7 @@ from backup_vm.archive.storage.workspace import LocalWorkspace
 from backup_vm.archive.storage.writing import Blocks
 from backup_vm.errors import DamagedError, SparsebakError
 from common.durable import closing_fd, pwrite_all, sync_file
+from common.existing import exists
 from common.override import override
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class LocalStorage(Directory, Storage):
     def prepare(self) -> None:
         # What is left of an init that failed half way does not keep the next one from beginning.
         mine = {"lost+found", "archive.toml" + TEMPORARY, FOLDER}
-        if self.root.exists() and any(entry.name not in mine for entry in self.root.iterdir()):
+        if exists(self.root) and any(entry.name not in mine for entry in self.root.iterdir()):
             raise SparsebakError(
                 f"{self.root} is not empty",
                 "choose an empty folder, or one that does not exist yet",

@@ -22,6 +22,7 @@ from backup_vm import stopping
 from backup_vm.archive.storage import objects
 from backup_vm.archive.storage.objects import Silent, Unreachable
 from backup_vm.errors import ForbiddenError, SparsebakError, UsageError
+from common.existing import exists
 from common.programs import LastWords
 
 _CONNECTING = 20
@@ -220,8 +221,8 @@ def _for_another_home() -> int:
             return -1
     folder = Path(home or "/nonexistent") / ".ssh"
     names = ("id_ed25519", "id_ecdsa", "id_rsa", "id_ed25519_sk", "id_ecdsa_sk")
-    keys = [folder / name for name in names if (folder / name).exists()]
-    lines = [f"Include {_quoted(folder / 'config')}"] if (folder / "config").exists() else []
+    keys = [folder / name for name in names if exists(folder / name)]
+    lines = [f"Include {_quoted(folder / 'config')}"] if exists(folder / "config") else []
     lines += ["Host *", *(f"IdentityFile {_quoted(key)}" for key in keys)]
     lines += [f"UserKnownHostsFile {_quoted(folder / 'known_hosts')}"]
     lines += ["Match all", "Include /etc/ssh/ssh_config"]

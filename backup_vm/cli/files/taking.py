@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from backup_vm.cli.context import Context
 from backup_vm.cli.files.opening import opened_session, path_of
 from backup_vm.terminal.text import count_text, size_text
+from common.existing import is_dir
 
 if TYPE_CHECKING:
     from backup_vm.files.session import Found, SessionFiles
@@ -65,7 +66,7 @@ def cp(options: argparse.Namespace) -> int:
 
     context = Context(options)
     target: Path = options.target
-    inside = target.is_dir()
+    inside = is_dir(target)
     if len(options.path) > 1 and not inside:
         raise UsageError(f"{target} is not a folder", "several files need one to go to")
     with opened_session(context) as files:

@@ -20,6 +20,7 @@ from backup_vm.jobs.upkeep.plan import Setup
 from backup_vm.rate import Rate
 from backup_vm.reporting.kept_rows import KeptRow, State, UpkeepRow, blank, exit_code
 from backup_vm.terminal.progress import Progress
+from common.existing import is_dir
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def upkeep(setup: Setup, audience: Audience, dry_run: bool = False) -> UpkeepRow
 
 def _copy_must_be_there(place: str) -> None:
     """Where a disk is not mounted, copies would fill the one below."""
-    if place and not is_remote(place) and not Path(place).is_dir():
+    if place and not is_remote(place) and not is_dir(Path(place)):
         raise SparsebakError(
             f"{place}, where copies are to be, is no folder", "mount its disk, or make the folder"
         )

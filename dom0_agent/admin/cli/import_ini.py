@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.durable import make_directory, replace
+from common.existing import exists
 from common.text import printable
 from dom0_agent.admin.cli import UserError
 from dom0_agent.config import ConfigError, load
@@ -78,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
             raise UserError(
                 f"{options.file}: volume {name} is to be 'enable' or 'disable', not {word!r}"
             )
-    on_qubes = options.catalog == "qubes" or (options.catalog is None and _QUBES.exists())
+    on_qubes = options.catalog == "qubes" or (options.catalog is None and exists(_QUBES))
     text = _for_qubes(volumes) if on_qubes else _static(group, pool, volumes)
     _write(text, options.output)
     for step in _next_steps(var):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.durable import make_directory, replace
+from common.existing import exists
 from common.text import printable
 from dom0_agent.admin import policy
 from dom0_agent.admin.catalog import ask, write_down
@@ -57,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
     with asking():
         app = connect()
         _require_keeper(app, name)
-        if not options.config.exists():
+        if not exists(options.config):
             done(f"write {options.config}", lambda: _write_config(options.config))
             if options.dry_run:
                 print(

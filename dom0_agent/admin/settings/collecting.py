@@ -26,6 +26,7 @@ from common.durable import (
     replace,
     sync_directory,
 )
+from common.existing import children, is_file
 from dom0_agent.admin.qubes_catalog import QubesCatalog, document
 from dom0_agent.admin.qubes_options import QubesOptions, qubes_options
 from dom0_agent.admin.settings import config_tar, machine
@@ -91,8 +92,8 @@ def _collect_all(config: Config, options: QubesOptions, due: bool) -> Iterator[T
         if action is not None:
             yield _taken(name, path, action)
     # Documents of qubes that are not backed up any more, and what a crash left half written.
-    for path in (config.state_dir / SETTINGS).glob("*.*"):
-        if path.is_file() and path not in wanted:
+    for path in children(config.state_dir / SETTINGS):
+        if path.suffix and is_file(path) and path not in wanted:
             path.unlink(missing_ok=True)
 
 
@@ -133,7 +134,7 @@ def _is_there(path: Path, same: Callable[[], bool]) -> bool:
     it is replaced, by which it is on another place of the disk.
     """
     try:
-        return path.is_file() and same()
+        return is_file(path) and same()
     except OSError as error:
         if error.errno not in UNREADABLE:
             raise

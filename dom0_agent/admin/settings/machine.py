@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import programs
+from common.existing import exists
 
 FOLDER = "sparsebak-machine"
 """Where it is in the archive."""
@@ -130,7 +131,7 @@ def _built_in() -> list[Path]:
     return [
         device
         for device in sorted(_DISKS.glob("*"))
-        if (device / "device").exists()
+        if exists(device / "device")
         and _line(device / "removable") != "1"
         and "/usb" not in str(device.resolve())
     ]
