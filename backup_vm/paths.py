@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Files and folders that the user names: ``~``, and small files read whole."""
+"""Files and folders that the user names: ``~``, small files read whole, and larger ones."""
 
 import os
 import stat
 from pathlib import Path
+from typing import IO
 
 from backup_vm import failures
 from backup_vm.errors import UsageError
@@ -73,3 +74,14 @@ def read_small(file: Path, limit: int, what: str, pipes: bool = False) -> bytes:
     if len(data) > limit:
         raise UsageError(f"{file} is too large to be {what}")
     return data
+
+
+def open_regular(file: Path) -> IO[bytes]:
+    """A file to be read more than once. Raise UsageError for one that is no regular file, which
+    nothing here waits for; OSError.
+    """
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return open(fd, "rb")
+    os.close(fd)
+    raise UsageError(f"{file} is not a regular file", "write what it gives to a file first")

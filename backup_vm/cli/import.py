@@ -7,6 +7,7 @@ from typing import Any
 from backup_vm.cli.context import Context
 from backup_vm.cli.options import key_option, path
 from backup_vm.cli.pack_size import pack_size_option, use_pack_size
+from backup_vm.paths import open_regular
 
 
 def add_to(commands: Any) -> None:
@@ -33,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     from wire.merkle import chunk_count
 
     context = Context(options)
-    with context.open(writing=True) as archive, open(options.file, "rb") as stream:
+    with open_regular(options.file) as stream, context.open(writing=True) as archive:
         use_pack_size(context, archive)
         clear = read_head(stream, options.file)[2]
         stream.seek(0)

@@ -144,6 +144,13 @@ def test_a_link_to_what_is_mounted_does_for_it(shell: Shell) -> None:
     assert "is not mounted" in shell.line(1, f"--require-mount {shell.site.root}/gone list")
 
 
+def test_what_is_imported_is_a_file_that_can_be_read_twice(shell: Shell) -> None:
+    """Nothing waits for whoever writes to a pipe, and least of all with the archive's lease."""
+    os.mkfifo(shell.site.root / "fifo")
+    for name in ("fifo", "/dev/zero", "."):
+        assert "not a regular file" in shell.line(2, f"import {name}")
+
+
 def test_settings_that_are_no_settings(shell: Shell) -> None:
     os.mkfifo(shell.site.root / "fifo")
     (shell.site.root / "mark").write_bytes(b"\xef\xbb\xbfarchive = '/none'\n")
