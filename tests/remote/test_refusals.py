@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from backup_vm.archive.lease import Lease
-from backup_vm.archive.storage import objects, open_storage
+from backup_vm.archive.storage import credentials, objects, open_storage
 from backup_vm.archive.storage.objects import Place
 from backup_vm.archive.storage.vault import Vault
-from backup_vm.errors import ForbiddenError, NoRoomError, SparsebakError
+from backup_vm.errors import ForbiddenError, NoRoomError, SparsebakError, UsageError
 from tests.patience import AT_ONCE
 from tests.remote.stores import EMPTY, http_store, refusal
 
@@ -187,6 +187,49 @@ def test_without_credentials_nobody_is_asked(
     error = refused(url)
     assert "no credentials" in str(error) and names in error.hint
     assert "SPARSEBAK_INSTANCE_CREDENTIALS=1" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("AWS_ACCESS_KEY_ID", "key\r"),
+        ("AWS_SESSION_TOKEN", "to\nken"),
+        ("AWS_REGION", "us east"),
+        *(
+            ("AWS_ENDPOINT_URL", given)
+            for given in (
+                "127.0.0.1:9",
+                "http://",
+                "http:/127.0.0.1",
+                "http://127.0.0.1:9 ",
+                "http://127.0.0.1:99999",
+                "http://1.2.3.4.5",
+                "http://[::1",
+                "http://%41",
+                "HTTP://127.0.0.1",
+            )
+        ),
+    ],
+)
+def test_what_no_request_can_have_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, given: str
+) -> None:
+    """The library dies of it, and says so in twenty lines."""
+    at(9, monkeypatch)
+    monkeypatch.setenv(name, given)
+    for url in ("s3://bucket/archive", "s3://bucket/archive?as-of=2026-01-01"):
+        assert name in str(refused(url))
+
+
+@pytest.mark.parametrize("host", ["localhost", "a_b.example.", "127.0.0.1", "[::1]", "a-1.x9"])
+def test_hosts_that_can_be_asked(host: str) -> None:
+    credentials.require_usable({"AWS_ENDPOINT_URL": f"https://me:pw@{host}:9/base"})
+
+
+@pytest.mark.parametrize("port", [0, 65536, 99999])
+def test_ports_that_there_are_not(port: int) -> None:
+    with pytest.raises(UsageError, match="write sftp://USER@HOST:PORT/PATH"):
+        open_storage(f"sftp://me@127.0.0.1:{port}/archive")
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:

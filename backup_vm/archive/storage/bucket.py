@@ -26,6 +26,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, unquote_plus, urlsplit
 
 from backup_vm.archive.storage import refusals
+from backup_vm.archive.storage.credentials import require_usable
 from backup_vm.archive.storage.objects import Silent, Unreachable
 from backup_vm.archive.storage.signing import (
     Credentials,
@@ -78,6 +79,7 @@ class Bucket:
     """The bucket of an archive at ``s3://BUCKET/PATH``."""
 
     def __init__(self, url: str) -> None:
+        require_usable(os.environ)
         parts = urlsplit(url)
         names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
         key, secret = (os.environ.get(name, "") for name in names)

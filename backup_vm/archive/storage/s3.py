@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from backup_vm.archive.storage import refusals
-from backup_vm.archive.storage.credentials import require_credentials, which
+from backup_vm.archive.storage.credentials import require_credentials, require_usable, where_to_look
 from backup_vm.archive.storage.objects import (
     Changed,
     Entry,
@@ -61,6 +61,7 @@ class ObjectStore(Objects):
             raise SparsebakError(
                 "obstore is not installed", "install it: pip install obstore"
             ) from None
+        require_usable(os.environ)
         require_credentials(url, os.environ)
         self._url, self._obstore, self._errors = url, obstore, exceptions
         self._prefix = urlsplit(url).path.strip("/")
@@ -81,7 +82,7 @@ class ObjectStore(Objects):
             self._store: Any = from_url(url, client_options=options, retry_config=retry)
         except Exception as error:  # what it raises for a bad URL is of many kinds
             text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise SparsebakError(f"{url}: {text}", which("s3")) from None
+            raise SparsebakError(f"{url}: {text}", where_to_look(url)) from None
 
     def _run(self, request: "Coroutine[Any, Any, Result]", name: str = "") -> Result:
         try:

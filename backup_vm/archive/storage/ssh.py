@@ -39,10 +39,11 @@ _OPTIONS = {
     "ServerAliveCountMax": "3",
     "ServerAliveInterval": "10",
 }
+_PORT = 22
 _PIPE = 1 << 20
 _SAID = 4096
 _URL = re.compile(
-    r"sftp://(?:(?P<user>[^@/:]+)@)?(?P<host>\[[^]/]+\]|[^@/:\[\]]+)(?::(?P<port>\d{1,5}))?/"
+    r"sftp://(?:(?P<user>[^@/:]+)@)?(?P<host>\[[^]/]+\]|[^@/:\[\]]+)(?::(?P<port>[0-9]{1,5}))?/"
 )
 _KNOWN_HOSTS = "Host key verification failed"
 _FINAL = {
@@ -71,7 +72,10 @@ class Host(NamedTuple):
     def of(cls, url: str) -> "Host":
         """The host of an ``sftp://`` URL; raise UsageError."""
         match = _URL.match(url)
-        if match is None or any((match[part] or "").startswith("-") for part in ("user", "host")):
+        wrong = match is not None and any(
+            (match[part] or "").startswith("-") for part in ("user", "host")
+        )
+        if match is None or wrong or not 0 < int(match["port"] or _PORT) < 1 << 16:
             raise UsageError(
                 f"{url}: write sftp://USER@HOST:PORT/PATH; keys come from SSH's own configuration"
             )
