@@ -80,9 +80,8 @@ def open_regular(file: Path) -> IO[bytes]:
     """A file to be read more than once. Raise UsageError for one that is no regular file, which
     nothing here waits for; OSError.
     """
-    stream = open(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
-    mode = os.fstat(stream.fileno()).st_mode
-    if stat.S_ISREG(mode):
-        return stream
-    stream.close()
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return open(fd, "rb")
+    os.close(fd)
     raise UsageError(f"{file} is not a regular file", "write what it gives to a file first")
