@@ -165,9 +165,12 @@ def replace(path: Path, *parts: bytes, mode: int = 0o600) -> None:
     try:
         write_synced(temporary, *parts, mode=mode)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # on a full disk what is left of it would only take room
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename2 is not None:
+            # A folder is in its place, say: what has to go is that.
+            error.filename, error.filename2 = str(path), None
         raise
     sync_directory(path.parent)
 

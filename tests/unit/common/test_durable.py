@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from common.durable import UNREADABLE, lock, read_small, still_named, write_synced
+from common.durable import (
+    UNREADABLE,
+    lock,
+    read_small,
+    remove,
+    replace,
+    still_named,
+    write_synced,
+)
 
 
 def test_a_write_that_fails_says_where() -> None:
@@ -33,6 +41,22 @@ def test_what_was_written_here_is_read_and_nothing_without_end(tmp_path: Path) -
             read_small(tmp_path / name)
         assert caught.value.errno in UNREADABLE
         assert caught.value.filename == str(tmp_path / name)
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        replace(tmp_path / "file", b"x")
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "file"), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_or_a_folder_in_its_place_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "folder/within").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for name in ("folder", "file", "none"):
+        remove(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_known_of_a_locked_file_gives_its_lock_up(
