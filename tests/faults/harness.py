@@ -10,6 +10,7 @@ import faulthandler
 import importlib
 import os
 import pickle
+import re
 import select
 import shutil
 import signal
@@ -40,6 +41,8 @@ BEGAN = int(time.time()) + 60
 NAME = "now"
 """What a copy of the site is called: dom0 remembers where a volume is."""
 LEFTOVERS = (".tmp", ".partial", "-restore", ".log", ".part", ".uploading", ".new", ".old")
+WARNING = re.compile(r"(<[0-4]>)?(sparsebak|spbk-assemble)")
+"""How a line begins that warns, on a terminal or (of dom0's) with its level as a journal has it."""
 Images = dict[str, dict[str, bytes]]
 """Contents by volume and session."""
 

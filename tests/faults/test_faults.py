@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.caretaking import CARE
 from tests.faults.ends import state
-from tests.faults.harness import VOLUMES, Bench, Images, Outcome, Place, run
+from tests.faults.harness import VOLUMES, WARNING, Bench, Images, Outcome, Place, run
 from tests.faults.inside import INSIDE
 from tests.faults.kinds import KINDS, Kind
 from tests.faults.scenarios import SCENARIOS, Scenario
@@ -113,8 +113,11 @@ def _found(
 def _silently(bench: Bench, outcome: Outcome) -> set[str]:
     """What a run did not show, if it warns of nothing that it does not warn of without a fault."""
     shown = {*outcome.text.splitlines()}
-    heads = ("sparsebak", str(bench.system.path))
-    warned = [line for line in shown.difference(bench.shown) if line.startswith(heads)]
+    warned = [
+        line
+        for line in shown.difference(bench.shown)
+        if WARNING.match(line) or line.startswith(str(bench.system.path))
+    ]
     return set() if warned else {*bench.shown} - shown
 
 
