@@ -121,15 +121,16 @@ class Archive:
         """Names of parity files."""
         return list(filter(naming.is_parity, self.storage.names(naming.PARITY, ".parity")))
 
-    def sessions(self, volume: str | None = None) -> dict[str, list[Session]]:
-        """Sessions by volume id, oldest first. Files that cannot be read are left out, and noted in
-        ``damaged``.
+    def sessions(self, *volumes: str) -> dict[str, list[Session]]:
+        """Sessions of these volumes, or of all, by volume id, oldest first. Files that cannot be
+        read are left out, and noted in ``damaged``.
         """
-        return self.looking.steady(lambda: self._sessions(volume))
+        return self.looking.steady(lambda: self._sessions(frozenset(volumes)))
 
-    def _sessions(self, volume: str | None) -> dict[str, list[Session]]:
+    def _sessions(self, volumes: frozenset[str]) -> dict[str, list[Session]]:
         found: defaultdict[str, list[Session]] = defaultdict(list)
-        files = self.session_files(volume)
+        every = self.session_files()
+        files = [one for one in every if not volumes or naming.volume_of(one) in volumes]
         with suppress(FileNotFoundError):  # found below
             self.storage.fetch(files)
         for name in files:

@@ -43,7 +43,6 @@ from common.existing import exists
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
-    from backup_vm.archive.sessions import Session
 
 MANY = 1000
 """Packs from which on, if they are most of what there is, all are read again: a million chunks at
@@ -146,9 +145,8 @@ def _complete(archive: "Archive", catalog: ChunkCatalog, names: set[str]) -> boo
     """Whether nothing is missing of these sessions, or of what they build on."""
     if any(derive.lacking_in(archive, catalog, sorted(names)).values()):
         return False
-    volumes: dict[str, list[Session]] = {}
-    for volume in set(map(naming.volume_of, names)):
-        volumes |= archive.sessions(volume)
+    # In one call: each lists all that there is.
+    volumes = archive.sessions(*set(map(naming.volume_of, names))) if names else {}
     return not names & (archive.cut_off(volumes).keys() | archive.damaged.keys())
 
 

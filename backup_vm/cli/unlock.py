@@ -21,7 +21,7 @@ def add_to(commands: Any) -> None:
             "Removes leases that nobody holds any more: those of processes of this machine that are"
             " gone, and those not renewed for half an hour. Asks before it removes any other;"
             " without --yes they stay where nobody can be asked. A run whose lease is removed ends"
-            " before it writes anything more."
+            " within a minute or so, when it would renew it: begin no other before."
         ),
     )
     yes_option(unlock)

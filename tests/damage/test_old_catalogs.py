@@ -324,3 +324,25 @@ def test_errors_of_the_catalogs_disk_are_reported_as_what_they_are(code: int, sa
     }[code]
     assert said in str(catalog_file.explain(error, "the catalog"))
     assert catalog_file.is_damage(error) == (code == sqlite3.SQLITE_IOERR)
+
+
+def test_new_volumes_are_looked_through_in_a_few_listings(
+    built: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many they are: each listing is of all of them."""
+    file = min(built.archive.rglob("*.session"))
+    for number in range(40):
+        folder = built.archive / "volumes" / f"{number:032x}"
+        folder.mkdir()
+        shutil.copy(file, folder)
+    listings, names = 0, LocalStorage.names
+
+    def counting(*words: str) -> list[str]:
+        nonlocal listings
+        listings += words[1] == "volumes"
+        return names(*words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LocalStorage, "names", counting)
+    with built.open() as archive:
+        assert archive.catalog and len(archive.damaged) == 40
+    assert listings < 20

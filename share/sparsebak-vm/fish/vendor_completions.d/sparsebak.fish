@@ -693,7 +693,7 @@ complete -c sparsebak -n '_shtab_sparsebak_using inspect' -s v -l verbose -d 'pr
 complete -c sparsebak -n '_shtab_sparsebak_using inspect' -s u -l unattended -d 'never ask; where an answer would be needed, fail'
 complete -c sparsebak -n '_shtab_sparsebak_using inspect' -l json -d 'print data as JSON, for programs'
 complete -c sparsebak -n '_shtab_sparsebak_using inspect' -l progress-fd -x -d 'write progress, a line of JSON at a time, to this open descriptor'
-complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a unlock -d 'Removes leases that nobody holds any more: those of processes of this machine that are gone, and those not renewed for half an hour. Asks before it removes any other; without --yes they stay where nobody can be asked. A run whose lease is removed ends before it writes anything more.'
+complete -c sparsebak -n '_shtab_sparsebak_using; and test $_shtab_sparsebak_npos -eq 0' -a unlock -d 'Removes leases that nobody holds any more: those of processes of this machine that are gone, and those not renewed for half an hour. Asks before it removes any other; without --yes they stay where nobody can be asked. A run whose lease is removed ends within a minute or so, when it would renew it: begin no other before.'
 complete -c sparsebak -n '_shtab_sparsebak_using unlock' -s h -l help -d 'show this help message and exit'
 complete -c sparsebak -n '_shtab_sparsebak_using unlock' -l yes -d 'do not ask'
 complete -c sparsebak -n '_shtab_sparsebak_using unlock' -l agent -x -d ''"'"'qrexec'"'"'; without Qubes '"'"'local:AGENT.TOML'"'"', or '"'"'unix:DIR'"'"' of a resident agent'
