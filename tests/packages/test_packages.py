@@ -227,7 +227,9 @@ def test_a_package_takes_nothing_of_another_along(rpms: dict[str, Path], tmp_pat
     def rpm(*words: str | Path) -> str:
         command = ["rpm", "--root", tmp_path, "--dbpath", "/var/lib/rpm", "--nodeps", *words]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert "warning" not in done.stderr
+        warnings = [line for line in done.stderr.splitlines() if "warning" in line]
+        # rpm 6 tells of itself
+        assert set(warnings) <= {"warning: private mounts in chroot not implemented"}
         return done.stdout
 
     names = ["sparsebak-dom0-settings", "sparsebak-dom0", "sparsebak-vm"]
