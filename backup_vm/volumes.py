@@ -86,9 +86,12 @@ def stored_volumes(
 
 
 def _newer(archive: Archive, volume: Named, keys: AnyKeys | None) -> DamagedError | None:
-    """Why the newest session of a volume cannot be read; None where it can be."""
-    last = volume.sessions[-1].file
+    """Why the newest session of a volume cannot be read; None where it can be. What has the id of
+    one that can be read is no other session, whichever number its name claims.
+    """
+    last, here = volume.sessions[-1].file, {one.clear.session.hex() for one in volume.series}
     damaged = [name for name in archive.damaged if volume_of(name) == volume.id]
+    damaged = [name for name in damaged if session_of(name) not in here]
     if isinstance(keys, Grant):
         wanted = {record.session.hex() for record in keys.records}
         damaged = [name for name in damaged if session_of(name) in wanted]

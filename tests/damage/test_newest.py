@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The newest session of a volume cannot be read, or is lost: no older one passes for the latest."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,22 @@ def test_after_the_next_backup_the_latest_is_the_new_one(spoilt: Commands, tmp_p
     spoilt.run("backup", expect=4)
     spoilt.run("assemble", "work/private", *key, "-o", str(image))
     assert image.read_bytes() == spoilt.site.contents()
+
+
+def test_a_session_that_is_there_twice_is_not_a_newer_one(
+    commands: Commands, tmp_path: Path
+) -> None:
+    """A copy of it whose name claims a number that no backup comes to for a long time."""
+    site = commands.site
+    fill(site.image(), 4 * GRAIN, 0)
+    site.backup()
+    (one,) = site.archive.glob("volumes/*/*.session")
+    shutil.copyfile(one, one.with_name(f"0000000077-{one.name.partition('-')[2]}"))
+    fill(site.image(), 4 * GRAIN, 1)
+    site.backup()
+    words = ("work/private", "-o", str(tmp_path / "image"))
+    commands.run("assemble", *words, "--passphrase-file", str(commands.passphrase))
+    assert (tmp_path / "image").read_bytes() == site.contents()
 
 
 def test_a_volume_of_which_nothing_can_be_read_can_be_removed(
