@@ -14,6 +14,21 @@ terminal: also the usage of a wrong command, which goes to standard error, and t
 """
 
 
+class _Trying(argparse.HelpFormatter):
+    """Sees whether lines can be made. What Python 3.14 knows of colours is imported for a line
+    that has some, and not for each that is tried: with it come dataclasses and inspect.
+    """
+
+    def _set_color(self, color: bool) -> None:
+        """Nothing is coloured: see PLAIN."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("_theme", "_decolor"):
+            raise AttributeError(name)
+        super()._set_color(False)  # type: ignore[misc]
+        return vars(self)[name]
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that asks for the terminal's width when it prints help, and not before, and whose
     --help and --version fail where they cannot be printed; argparse ignores that.
@@ -23,8 +38,7 @@ class Parser(argparse.ArgumentParser):
         # Of each option that is declared argparse makes its line of help, to see whether that can
         # be made. Without a width it asks for that, and imports shutil: 2 ms, for the programs
         # that unpack archives.
-        formatter = partial(argparse.HelpFormatter, width=80)
-        super().__init__(**{**PLAIN, **settings}, formatter_class=formatter)
+        super().__init__(**{**PLAIN, **settings}, formatter_class=partial(_Trying, width=80))
 
     def add_commands(
         self, package: str, there: Sequence[str], words: Sequence[str]

@@ -30,7 +30,8 @@ SETTINGS = 'Acquire::Check-Valid-Until "false";\nAPT::Install-Recommends "false"
 INSIDE = "sparsebak"
 AUTHORITIES = Path("usr/local/share/ca-certificates")
 """Who else this machine trusts, so that the root reaches the same registries."""
-# The root is bound to itself for / to be a mount there: tests/own_mounts.py changes it.
+# The root becomes that of the mounts, and not only of processes: tests change the mounts at / and
+# enter those of others.
 ENTER = """
 set -eu
 mount --bind "$1" "$1"
@@ -39,7 +40,10 @@ mount -t tmpfs tmpfs "$1/dev/shm"
 mount -t proc proc "$1/proc"
 mount --rbind /sys "$1/sys"
 mount -t tmpfs tmpfs "$1/run"
-exec chroot "$1" /bin/sh -euc "cd /sparsebak; $2"
+cd "$1"
+pivot_root . mnt
+umount -l /mnt
+exec /bin/sh -euc "cd /sparsebak; $2"
 """
 VERSIONS = """
 python3 -c "import platform; print('Python', platform.python_version())"

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote_from_bytes
 
 from backup_vm.archive.marks import Marks
 
@@ -95,8 +96,10 @@ class CatalogBase:
         if read_only:
             # Where nothing at all can be written SQLite cannot lock either, and need not.
             rest = "mode=ro" if os.access(path, os.W_OK) else "mode=ro&immutable=1"
+            # Path.as_uri, from Python 3.14 on, imports all that asks the web
+            place = quote_from_bytes(os.fsencode(path.absolute()))
             self._db = sqlite3.connect(
-                f"{path.absolute().as_uri()}?{rest}",
+                f"file://{place}?{rest}",
                 uri=True,
                 isolation_level=None,
                 check_same_thread=False,

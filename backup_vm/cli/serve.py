@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from backup_vm.cli.context import Context
+from backup_vm.terminal import output
 
 if TYPE_CHECKING:
     from backup_vm.archive.archive import Archive
@@ -59,6 +60,8 @@ def run(options: argparse.Namespace) -> int:
             with _deadline(wanted) as busy:
                 Serving(archive, image, sys.stdin.buffer, out, busy).run()
     except Idle:
+        # Python keeps more the newer it is, and would wait at the end for it to be taken.
+        output.abandon()
         return Exit.FAILED  # it calls again, if there is still somebody
     except SparsebakError as error:
         code = Code.BAD_REQUEST if isinstance(error, UsageError) else code_of(error)

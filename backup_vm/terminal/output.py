@@ -85,6 +85,12 @@ def flush() -> None:
             sys.stdout.flush()
 
 
+def abandon() -> None:
+    """Let what was put and is not written yet go nowhere, for its reader takes nothing."""
+    if sys.stdout is not None:
+        _give_up(sys.stdout)
+
+
 @contextmanager
 def _failing() -> Iterator[None]:
     try:

@@ -75,7 +75,10 @@ def test_a_backup_in_which_nothing_changed(full: Site) -> None:
 
 @pytest.mark.parametrize("words", [("list", "--no-space"), ("files", "ls", "--help")])
 def test_what_only_looks(full: Site, words: tuple[str, ...]) -> None:
-    assert of(command(full, *words, "--caller", "backup-vm")[0], LONG - {"shutil"}) == set()
+    few = LONG - {"shutil"}
+    if "--help" in words:  # for which Python 3.14 looks at what colours there are
+        few -= {"dataclasses", "inspect"}
+    assert of(command(full, *words, "--caller", "backup-vm")[0], few) == set()
 
 
 def test_the_version() -> None:
