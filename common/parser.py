@@ -16,17 +16,22 @@ terminal: also the usage of a wrong command, which goes to standard error, and t
 
 class _Trying(argparse.HelpFormatter):
     """Sees whether lines can be made. What Python 3.14 knows of colours is imported for a line
-    that has some, and not for each that is tried: with it come dataclasses and inspect.
+    that has some, and not for each that is tried: with it come dataclasses and inspect, which take
+    as long as all the rest of a command that only lists.
     """
 
-    def _set_color(self, color: bool) -> None:
-        """Nothing is coloured: see PLAIN."""
+    def _set_color(self, *_: Any, **__: Any) -> None:
+        """Nothing is coloured: see PLAIN. Its arguments are others from version to version."""
 
     def __getattr__(self, name: str) -> Any:
-        if name not in ("_theme", "_decolor"):
-            raise AttributeError(name)
-        super()._set_color(False)  # type: ignore[misc]
-        return vars(self)[name]
+        """What that would have set, for a line that is really made."""
+        if "_colors_set" not in vars(self):
+            vars(self)["_colors_set"] = True
+            super()._set_color(False)  # type: ignore[misc]
+        try:
+            return vars(self)[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 class Parser(argparse.ArgumentParser):
