@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from tests.commands import Commands
 from tests.conftest import folder_in_memory
 from tests.in_process import InProcess
 from tests.kit import GRAIN, Site
-from tests.meanwhile import IDS, READINGS, Scene, interfered, judge, prunes
+from tests.meanwhile import IDS, READINGS, Scene, interfered, judge, judge_addition, prunes
 from tests.remote.kit import Server
 from wire.chunks import Keys
 
@@ -54,12 +55,12 @@ def commands(
     return commands_for(built.site)
 
 
-def stored(scene: Scene, server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A fresh copy of the scene's archive on the server."""
+def stored(scene: Scene, server: Server, monkeypatch: pytest.MonkeyPatch, without: str = "") -> str:
+    """A fresh copy of the scene's archive on the server, ``without`` one of its files."""
     url = server.url(f"meanwhile-{next(_numbers)}-{random.randrange(1 << 40)}")
     storage = open_storage(url)
     for name, path in scene.files().items():
-        if name.endswith((".session", ".pack", ".toml")):
+        if name.endswith((".session", ".pack", ".toml")) and name != without:
             storage.write(name, path.read_bytes())
     storage.close()
     monkeypatch.setenv("SPARSEBAK_ARCHIVE", url)
@@ -95,6 +96,33 @@ def test_what_another_machine_prunes_is_not_called_damaged(
             err = err.split("\n", 1)[1]
         try:
             judge(built, one, code, out, err)
+        except AssertionError as error:
+            raise AssertionError(f"at point {point}: {error}") from error
+
+
+@pytest.mark.parametrize("name", ["verify-all", "assemble-kept", "list", "copy"])
+def test_a_session_that_another_machine_stores_is_not_called_damaged(
+    built: Scene,
+    server: Server,
+    commands: Commands,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its packs are there when the command begins, and this machine has no catalog yet."""
+    one, newest = READINGS[IDS.index(name)], meanwhile.series(built.site.archive)[5].file
+    contents = (built.site.archive / newest).read_bytes()
+    stored(built, server, monkeypatch, without=newest)
+    with interfered(0, lambda: None) as asked:
+        meanwhile.run(commands, built, one)
+    for turn in range(POINTS):
+        storage = open_storage(stored(built, server, monkeypatch, without=newest))
+        point = random.Random(f"{name} {turn}").randrange(1, asked[0] + 1)
+        arrives = partial(elsewhere, tmp_path, partial(storage.write, newest, contents))
+        with closing(storage), interfered(point, arrives):
+            code, out, err = meanwhile.run(commands, built, one)
+        try:
+            judge_addition(one, code, out, err)
         except AssertionError as error:
             raise AssertionError(f"at point {point}: {error}") from error
 
