@@ -2,6 +2,7 @@
 """Options of the commands that read images, and file systems in them."""
 
 import argparse
+import re
 
 from backup_vm.cli.options import key_option
 
@@ -32,4 +33,4 @@ def partition_option(parser: argparse.ArgumentParser) -> None:
 
 def _partition(text: str) -> int | str:
     """A partition's number, or the name of a logical volume."""
-    return int(text) if text.isdecimal() else text
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else text

@@ -16,6 +16,7 @@ files, which nobody can set who only adds to an object store. A thousand session
 one day by the second count, whatever days they claim.
 """
 
+import re
 import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -133,10 +134,9 @@ def _days(times: Iterable[float]) -> set[int]:
 
 def parse_percent(text: str) -> int:
     """Percent of ``50%``; raise ValueError."""
-    number = text.removesuffix("%")
-    if not text.endswith("%") or not number.isdecimal() or not 0 <= int(number) <= 100:
+    if not re.fullmatch(r"[0-9]{1,3}%", text) or int(text[:-1]) > 100:
         raise ValueError(f"{text!r} is not a share such as 50%")
-    return int(number)
+    return int(text[:-1])
 
 
 def taken(raw: dict[str, Any]) -> tuple[dict[str, Any], Guard]:
