@@ -4,7 +4,6 @@
 import errno
 import fcntl
 import os
-import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -64,6 +63,8 @@ def remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except IsADirectoryError:
+        import shutil  # 2 ms, for the programs that unpack archives
+
         shutil.rmtree(path)
 
 
