@@ -4,6 +4,7 @@ is lost, and the exit code is 0 only where all is done. What runs then without a
 nothing is left over."""
 
 import os
+import re
 import zlib
 from collections.abc import Iterator
 
@@ -24,6 +25,8 @@ SAMPLE = 2
 """Faults of one command in a sample."""
 SAMPLED = ("scrub --repair", "records", "serve", "files index")
 """What of CARE and INSIDE is in a sample; FAULTS=1 has all of it."""
+FREE = re.compile(r"[0-9.]+ [KMGTP]?i?B free")
+"""Of a disk, which others fill and empty meanwhile."""
 CHOSEN = SCENARIOS + tuple(one for one in CARE + INSIDE if EVERY or one.name in SAMPLED)
 
 
@@ -64,7 +67,7 @@ def _without_a_fault(bench: Bench, scenario: Scenario, problems: list[str]) -> l
     outcome = run(lambda: scenario.started(faulty), turn=1)
     counts = bench.system.seen()
     bench.system.fail()
-    bench.shown = outcome.text.splitlines()
+    bench.shown = _lines(outcome)
     if not any(counts):
         problems.append(f"nothing that it does reaches {scenario.where}")
     if outcome.code != scenario.code:
@@ -110,9 +113,14 @@ def _found(
     yield from bench.judged[end]
 
 
+def _lines(outcome: Outcome) -> list[str]:
+    """What a run showed, without numbers that change by themselves."""
+    return FREE.sub("... free", outcome.text).splitlines()
+
+
 def _silently(bench: Bench, outcome: Outcome) -> set[str]:
     """What a run did not show, if it warns of nothing that it does not warn of without a fault."""
-    shown = {*outcome.text.splitlines()}
+    shown = {*_lines(outcome)}
     warned = [
         line
         for line in shown.difference(bench.shown)
