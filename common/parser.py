@@ -16,8 +16,8 @@ terminal: also the usage of a wrong command, which goes to standard error, and t
 
 class _Trying(argparse.HelpFormatter):
     """Sees whether lines can be made. What Python 3.14 knows of colours is imported for a line
-    that has some, and not for each that is tried: with it come dataclasses and inspect, which take
-    as long as all the rest of a command that only lists.
+    that has some, and not for each that is tried: with it come dataclasses and inspect, some 20 ms
+    of a command that takes 100.
     """
 
     def _set_color(self, *_: Any, **__: Any) -> None:
