@@ -24,7 +24,7 @@ from tests.commands import Commands
 from tests.conftest import folder_in_memory
 from tests.in_process import InProcess
 from tests.kit import GRAIN, Site
-from tests.meanwhile import IDS, READINGS, Scene, interfered, judge, judge_addition, prunes
+from tests.meanwhile import IDS, READINGS, Reading, Scene, interfered, judge, judge_addition, prunes
 from tests.remote.kit import Server
 from wire.chunks import Keys
 
@@ -74,24 +74,46 @@ def elsewhere(tmp_path: Path, action: Callable[[], object]) -> None:
         action()
 
 
-@pytest.mark.parametrize("name", IDS if LONG else _SOME)
-def test_what_another_machine_prunes_is_not_called_damaged(
+Points = Callable[..., Iterator[tuple[int, int, str, str]]]
+
+
+@pytest.fixture
+def points(
     built: Scene,
     server: Server,
     commands: Commands,
-    name: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+) -> Points:
+    """A command, whose archive another machine changes at one point of its reading after another:
+    the point, and how it ended.
+    """
+
+    def each(
+        one: Reading,
+        change: Callable[[str], object],
+        without: str = "",
+        codes: tuple[int, ...] = (0,),
+    ) -> Iterator[tuple[int, int, str, str]]:
+        name = IDS[READINGS.index(one)]
+        stored(built, server, monkeypatch, without)
+        with interfered(0, lambda: None) as asked:
+            assert meanwhile.run(commands, built, one)[0] in codes
+        for turn in range(POINTS):
+            url = stored(built, server, monkeypatch, without)
+            point = random.Random(f"{name} {turn}").randrange(1, asked[0] + 1)
+            with interfered(point, partial(elsewhere, tmp_path, partial(change, url))):
+                yield point, *meanwhile.run(commands, built, one)
+
+    return each
+
+
+@pytest.mark.parametrize("name", IDS if LONG else _SOME)
+def test_what_another_machine_prunes_is_not_called_damaged(
+    built: Scene, points: Points, name: str
 ) -> None:
     one = READINGS[IDS.index(name)]
-    stored(built, server, monkeypatch)
-    with interfered(0, lambda: None) as asked:
-        assert meanwhile.run(commands, built, one)[0] == 0
-    for turn in range(POINTS):
-        url = stored(built, server, monkeypatch)
-        point = random.Random(f"{name} {turn}").randrange(1, asked[0] + 1)
-        with interfered(point, partial(elsewhere, tmp_path, partial(prunes, url))):
-            code, out, err = meanwhile.run(commands, built, one)
+    for point, code, out, err in points(one, prunes):
         if "it has been rebuilt" in err:  # it is not in the cache yet
             err = err.split("\n", 1)[1]
         try:
@@ -102,25 +124,17 @@ def test_what_another_machine_prunes_is_not_called_damaged(
 
 @pytest.mark.parametrize("name", ["verify-all", "assemble-kept", "list", "copy"])
 def test_a_session_that_another_machine_stores_is_not_called_damaged(
-    built: Scene,
-    server: Server,
-    commands: Commands,
-    name: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    built: Scene, points: Points, name: str
 ) -> None:
     """Its packs are there when the command begins, and this machine has no catalog yet."""
     one, newest = READINGS[IDS.index(name)], meanwhile.series(built.site.archive)[5].file
     contents = (built.site.archive / newest).read_bytes()
-    stored(built, server, monkeypatch, without=newest)
-    with interfered(0, lambda: None) as asked:
-        meanwhile.run(commands, built, one)
-    for turn in range(POINTS):
-        storage = open_storage(stored(built, server, monkeypatch, without=newest))
-        point = random.Random(f"{name} {turn}").randrange(1, asked[0] + 1)
-        arrives = partial(elsewhere, tmp_path, partial(storage.write, newest, contents))
-        with closing(storage), interfered(point, arrives):
-            code, out, err = meanwhile.run(commands, built, one)
+
+    def arrives(url: str) -> None:
+        with closing(open_storage(url)) as storage:
+            storage.write(newest, contents)
+
+    for point, code, out, err in points(one, arrives, newest, (0, 1)):
         try:
             judge_addition(one, code, out, err)
         except AssertionError as error:
