@@ -124,6 +124,7 @@ PARTS = {
         "bitmap",
         "common/bits",
         "common/checked",
+        "common/descriptors",
         "common/durable",
         "common/existing",
         "tracking/__",

@@ -106,11 +106,11 @@ class Archive:
             error = DamagedError(f"{where} cannot be read: its sessions are not known")
         self.damaged[name] = error
 
-    def session_files(self, volume: str | None = None) -> list[str]:
-        """Names of session files, of one volume or all, in order of volume and sequence."""
-        found = self.storage.names("volumes", sessions.SUFFIX)
-        if volume is not None:
-            found = [name for name in found if name.startswith(f"volumes/{volume}/")]
+    def session_files(self, *volumes: str) -> list[str]:
+        """Names of session files, of these volumes or all, in order of volume and sequence."""
+        found, wanted = self.storage.names("volumes", sessions.SUFFIX), frozenset(volumes)
+        if wanted:
+            found = [name for name in found if naming.volume_of(name) in wanted]
         return naming.sessions_in(found)
 
     def pack_files(self) -> list[str]:
@@ -125,12 +125,11 @@ class Archive:
         """Sessions of these volumes, or of all, by volume id, oldest first. Files that cannot be
         read are left out, and noted in ``damaged``.
         """
-        return self.looking.steady(lambda: self._sessions(frozenset(volumes)))
+        return self.looking.steady(lambda: self._sessions(*volumes))
 
-    def _sessions(self, volumes: frozenset[str]) -> dict[str, list[Session]]:
+    def _sessions(self, *volumes: str) -> dict[str, list[Session]]:
         found: defaultdict[str, list[Session]] = defaultdict(list)
-        every = self.session_files()
-        files = [one for one in every if not volumes or naming.volume_of(one) in volumes]
+        files = self.session_files(*volumes)
         with suppress(FileNotFoundError):  # found below
             self.storage.fetch(files)
         for name in files:

@@ -15,6 +15,7 @@ from typing import IO, Any, cast
 
 from backup_vm import failures, stopping
 from backup_vm.errors import SparsebakError
+from common.descriptors import fill_gaps
 from common.durable import sync_directory
 from common.existing import is_file
 from common.text import take_any_letters
@@ -30,18 +31,10 @@ class ReaderGone(Exception):
 
 
 def prepare() -> None:
-    """Make standard streams safe to use, before any file is opened.
-
-    A file that is opened while one of the first three descriptors is closed takes its number, and
-    what is meant for people would be written into it. Letters that the terminal does not have are
-    written out.
+    """Make standard streams safe to use, before any file is opened. Letters that the terminal does
+    not have are written out.
     """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            # for reading: what is written there fails, as it must, instead of being lost
-            os.open(os.devnull, os.O_RDONLY)
+    fill_gaps()
     take_any_letters()
 
 

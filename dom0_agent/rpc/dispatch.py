@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from functools import cached_property, partial
 from pathlib import Path
 
+from common.descriptors import fill_gaps
 from common.memory import keep_freed, keep_out_of_cores
 from dom0_agent.catalog import open_catalog
 from dom0_agent.config import DEFAULT_PATH, Config, ConfigError, Volume, load
@@ -168,22 +169,12 @@ def main(argv: list[str]) -> int:
         print(f"usage: run-service {'|'.join(SERVICES)}", file=sys.stderr)
         return 2
     confine()
-    _fill_gaps()
+    fill_gaps()
     config, stdin = Path(os.environ.get("SPARSEBAK_AGENT_CONFIG", DEFAULT_PATH)), PatientReader(0)
     if config == DEFAULT_PATH:  # this machine's agent; tests and trials are no business of its log
         to_the_journal()
     words = from_environment(argv[0], os.environ)
     return answer(words, config, stdin, PatientWriter(1), partial(_place, stdin))
-
-
-def _fill_gaps() -> None:
-    """For standard streams that are closed: the next file that is opened, one of dom0's state,
-    would be read and written as the caller's.
-    """
-    # The lowest number that is free; to be read, so that an answer nobody gets is an error.
-    while (fd := os.open(os.devnull, os.O_RDONLY)) <= 2:
-        pass
-    os.close(fd)
 
 
 @contextmanager
